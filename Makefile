@@ -1,0 +1,35 @@
+PYTHON ?= python3
+BIN := .venv/bin
+READY := .venv/.ready
+
+.PHONY: help setup demo test test-fast lint clean
+
+help:  ## show this list
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+
+setup: $(READY)  ## virtual environment, SGLang, this package, the model (once; about 10 GB)
+
+$(READY): pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and f"Python {sys.version.split()[0]} found, 3.11 or newer wanted: make PYTHON=python3.11 $(MAKECMDGOALS)")'
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check uv
+	$(BIN)/uv pip install --python $(BIN)/python --compile-bytecode --editable '.[dev]'
+	$(BIN)/astraea model smollm2
+	touch $@
+
+demo: $(READY)  ## a fleet of tool-using agents under SGLang's default policy and under astraea
+	$(BIN)/astraea demo --out demo
+
+test: $(READY)  ## everything, the real server included
+	$(BIN)/python -m pytest
+
+test-fast: $(READY)  ## what needs no server: under a minute
+	$(BIN)/python -m pytest -m "not server"
+
+lint: $(READY)  ## ruff and pyright
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/pyright
+
+clean:  ## remove the virtual environment and what was generated
+	rm -rf .venv demo build *.egg-info .pytest_cache .ruff_cache .hypothesis

@@ -1,0 +1,113 @@
+"""The `astraea` command: serve a model, run the demo fleet, build the embedded model."""
+
+import os
+import shlex
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from astraea_sglang import __version__
+from astraea_sglang.errors import AstraeaError
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+    help="Schedule whole agent programs, not single requests, inside an unmodified SGLang server.",
+)
+console = Console(stderr=True, highlight=False)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        print(f"astraea-sglang {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    pass
+
+
+SERVE_HELP = """Serve MODEL under `--schedule-policy astraea`; every further flag is SGLang's own.
+
+MODEL is a checkpoint directory, a hub id, or [bold]smollm2[/bold] (built here from a package, no hub needed).
+What is added to your flags is printed first; a flag you give yourself is never overridden.
+
+  astraea serve smollm2 --port 30000
+  astraea serve meta-llama/Llama-3.1-8B-Instruct --tp 2 --astraea-order mlfq
+  astraea serve smollm2 --schedule-policy lpm          (SGLang's own policy, for comparison)
+
+The scheduler's own flags: --astraea-order, --astraea-queues, --astraea-thresholds, --astraea-aging,
+--astraea-reap-after, --astraea-max-programs. `astraea serve smollm2 --help` lists them after SGLang's."""
+
+
+@app.command(
+    help=SERVE_HELP,
+    context_settings={"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []},
+)
+def serve(context: typer.Context) -> None:
+    from astraea_sglang import serving
+    from astraea_sglang.patches.launch import launch
+
+    if not context.args or context.args[0] in ("-h", "--help"):
+        print(context.get_help())
+        raise typer.Exit(0 if context.args else 2)
+    model, *flags = context.args
+    if model.startswith("-"):
+        raise AstraeaError(f"MODEL comes first, {model!r} was given; type: astraea serve smollm2 {model} ...")
+    cpu = not serving.has_accelerator()
+    added = serving.added_flags(flags, cpu=cpu, smollm2=model == "smollm2")
+    environment = serving.added_environment(os.environ, cpu=cpu)
+    if not {"-h", "--help"} & set(flags):
+        console.print(f"astraea: added for you: {shlex.join([f'{k}={v}' for k, v in environment.items()] + added)}")
+    os.environ.update(environment)
+    launch(["--model-path", str(_checkpoint(model)), *flags, *added])
+
+
+def _checkpoint(model: str) -> str | Path:
+    if model != "smollm2":
+        return model
+    from astraea_sglang import smollm2
+
+    return smollm2.build(progress=lambda text: console.print(f"astraea: {text}"))
+
+
+@app.command()
+def model(name: Annotated[str, typer.Argument(help="Only [bold]smollm2[/bold] so far.")]) -> None:
+    """Build the embedded model once, in the user cache, and print the checkpoint's directory."""
+    if name != "smollm2":
+        raise AstraeaError(f"no embedded model is called {name!r}; type: astraea model smollm2")
+    print(_checkpoint(name))
+
+
+@app.command()
+def demo(
+    out: Annotated[Path, typer.Option(help="Where the report, the picture and the server logs go.")] = Path("demo"),
+    programs: Annotated[int, typer.Option(min=1, help="How many agent programs arrive.")] = 12,
+    seed: Annotated[int, typer.Option(help="Of tasks, arrivals and tool latencies.")] = 7,
+) -> None:
+    """Run a fleet of tool-using agents under SGLang's default policy, then under astraea, and compare."""
+    from astraea_sglang.fleet.demo import run
+
+    raise typer.Exit(run(out, programs=programs, seed=seed))
+
+
+def main() -> None:
+    """Entry point of `astraea`: an error raised on purpose ends it with one line and exit code 2."""
+    try:
+        app()
+    except AstraeaError as error:
+        console.print(f"astraea: {error}", style="red", soft_wrap=True, markup=False)
+        raise SystemExit(2) from None
+
+
+if __name__ == "__main__":
+    main()

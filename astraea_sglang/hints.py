@@ -1,0 +1,136 @@
+"""What does a client say of its program? The request envelope: parsed, validated, clipped; advisory throughout.
+
+The payload of a `kv_hints` action `astraea.program`, or of `custom_params["astraea"]` (an object or its JSON text):
+
+    program_id                 1 to 256 printable characters: segments with one id are one program
+    program_class              at most 128: programs that behave alike; learned history is kept per class
+    segment                    index of this segment in its program, from 0
+    next_tool                  at most 128: the tool that is called when this segment ends
+    expected_tool_duration_ms  how long that call will take
+    final                      true on the program's last segment
+    parent_id                  as program_id: the program that started this one
+"""
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from astraea_sglang.errors import HintError
+
+ID_LENGTH = 256
+NAME_LENGTH = 128
+PAYLOAD_LENGTH = 16_384  # characters of JSON text
+MAX_DURATION_MS = 7 * 24 * 3600 * 1000.0
+MAX_SEGMENT = 1_000_000
+
+
+@dataclass(frozen=True, slots=True)
+class Hints:
+    """What is known of a segment's program before it runs; `ignored` and `clipped` name the keys so treated."""
+
+    program_id: str | None = None
+    program_class: str = ""
+    segment: int | None = None
+    next_tool: str | None = None
+    expected_tool_s: float | None = None
+    final: bool = False
+    parent_id: str | None = None
+    ignored: tuple[str, ...] = field(default=(), compare=False)
+    clipped: tuple[str, ...] = field(default=(), compare=False)
+
+
+KEYS = {"program_id", "program_class", "segment", "next_tool", "expected_tool_duration_ms", "final", "parent_id"}
+
+
+def parse(payload: object) -> Hints:
+    """What does a payload say? Raises HintError naming the first malformed field; unknown keys are listed."""
+    if isinstance(payload, str):
+        payload = _json(payload)
+    if not isinstance(payload, Mapping):
+        raise HintError(
+            f'the astraea hints are {_kind(payload)}; send a JSON object such as {{"program_id": "run-42"}}'
+        )
+    duration_ms, clipped_ms = _number(payload, "expected_tool_duration_ms", MAX_DURATION_MS)
+    segment, clipped_segment = _number(payload, "segment", MAX_SEGMENT, whole=True)
+    final = payload.get("final", False)
+    if not isinstance(final, bool):
+        raise HintError(f"final is {_kind(final)}; send true or false")
+    return Hints(
+        program_id=_text(payload, "program_id", ID_LENGTH),
+        program_class=_text(payload, "program_class", NAME_LENGTH) or "",
+        segment=None if segment is None else int(segment),
+        next_tool=_text(payload, "next_tool", NAME_LENGTH),
+        expected_tool_s=None if duration_ms is None else duration_ms / 1000,
+        final=final,
+        parent_id=_text(payload, "parent_id", ID_LENGTH),
+        ignored=tuple(sorted(str(key)[:NAME_LENGTH] for key in payload if key not in KEYS)),
+        clipped=clipped_ms + clipped_segment,
+    )
+
+
+def identity(value: object, name: str) -> str:
+    """Which program does a `session_id` (or the header `name`) mean? Raises HintError unless it is a sane string."""
+    checked = _text({name: value}, name, ID_LENGTH)
+    if checked is None:
+        raise HintError(f"{name} is null; send 1 to {ID_LENGTH} printable characters or leave it out")
+    return checked
+
+
+def payload(hints: Hints) -> dict[str, Any]:
+    """How do hints travel to the scheduler? The payload that `parse` reads back as equal hints."""
+    duration_ms = None if hints.expected_tool_s is None else hints.expected_tool_s * 1000
+    values = {
+        "program_id": hints.program_id,
+        "program_class": hints.program_class or None,
+        "segment": hints.segment,
+        "next_tool": hints.next_tool,
+        "expected_tool_duration_ms": duration_ms,
+        "final": hints.final or None,
+        "parent_id": hints.parent_id,
+    }
+    return {key: value for key, value in values.items() if value is not None}
+
+
+def _json(text: str) -> object:
+    if len(text) > PAYLOAD_LENGTH:
+        raise HintError(f"the astraea hints are {len(text)} characters long; send at most {PAYLOAD_LENGTH}")
+    try:
+        return json.loads(text)
+    except (json.JSONDecodeError, RecursionError) as error:
+        raise HintError(f"the astraea hints are not JSON ({error}); send an object or its JSON text") from None
+
+
+def _text(payload: Mapping[Any, Any], key: str, longest: int) -> str | None:
+    value = payload.get(key)
+    if value is None:
+        return None
+    if not isinstance(value, str):
+        raise HintError(f"{key} is {_kind(value)}; send a string of 1 to {longest} characters")
+    if not 1 <= len(value) <= longest:
+        raise HintError(f"{key} is {len(value)} characters long; send 1 to {longest}")
+    if not value.isprintable():
+        raise HintError(f"{key} holds unprintable characters; send 1 to {longest} printable ones")
+    return value
+
+
+def _number(
+    payload: Mapping[Any, Any], key: str, most: float, *, whole: bool = False
+) -> tuple[float | None, tuple[str, ...]]:
+    value = payload.get(key)
+    if value is None:
+        return None, ()
+    wanted = "a whole number" if whole else "a number"
+    if isinstance(value, bool) or not isinstance(value, int if whole else (int, float)):
+        raise HintError(f"{key} is {_kind(value)}; send {wanted} of 0 or more")
+    if value < 0 or (isinstance(value, float) and not math.isfinite(value)):
+        raise HintError(f"{key} is {value}; send {wanted} of 0 or more")
+    return (value, ()) if value <= most else (most, (key,))
+
+
+def _kind(value: object) -> str:
+    names = {dict: "an object", list: "a list", str: "a string", bool: "true or false", type(None): "null"}
+    return names.get(
+        type(value), f"a number ({value})" if isinstance(value, int | float) else f"a {type(value).__name__}"
+    )

@@ -1,0 +1,132 @@
+"""What happens to a request in SGLang's scheduler, told to the program table."""
+
+import functools
+import logging
+import os
+import time
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from sglang.srt.managers.schedule_batch import FINISH_ABORT
+
+from astraea_sglang.config import Config
+from astraea_sglang.patches.intake import hints_of
+from astraea_sglang.predict import StepCosts
+from astraea_sglang.table import ProgramTable
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(slots=True)
+class Engine:
+    """What we keep on a Scheduler, as `scheduler.astraea`: absent unless the policy is ours."""
+
+    table: ProgramTable
+    steps: StepCosts = field(default_factory=StepCosts)
+    launched: deque[float] = field(default_factory=lambda: deque(maxlen=8))  # perf_counter seconds; of steps in flight
+    stepped: float = 0.0  # perf_counter seconds: when the last step was over
+    ticked: float = 0.0  # monotonic seconds: when the last tick was sent
+    faults: set[str] = field(default_factory=set)
+
+    def fault(self, where: str) -> None:
+        """Count an exception of ours; log the first at each place. The scheduler must outlive our mistakes."""
+        self.table.counts["faults"] += 1
+        if where not in self.faults:
+            self.faults.add(where)
+            logger.exception(
+                "astraea: %s failed; SGLang goes on without it (further failures there are only counted)", where
+            )
+
+
+def softly(hook: Callable[..., None]) -> Callable[..., None]:
+    """Make `hook(engine, scheduler, result, ...)` an AFTER hook on a Scheduler method: off without us, never fatal."""
+
+    @functools.wraps(hook)
+    def wrapper(result: Any, scheduler: Any, *args: Any, **kwargs: Any) -> None:
+        engine = getattr(scheduler, "astraea", None)
+        if engine is not None:
+            try:
+                hook(engine, scheduler, result, *args, **kwargs)
+            except Exception:
+                engine.fault(hook.__name__)
+
+    return wrapper
+
+
+def attach(result: None, scheduler: Any) -> None:
+    """AFTER Scheduler.init_schedule_policy: with our policy the scheduler gets a program table."""
+    if not getattr(scheduler.policy, "is_astraea", False):
+        return
+    config = Config.from_environment(os.environ)
+    scheduler.astraea = Engine(ProgramTable(config))
+    scheduler.policy.engine = scheduler.astraea
+    logger.info("astraea: scheduling agent programs (--schedule-policy astraea): %s", config)
+
+
+@softly
+def queued(engine: Engine, scheduler: Any, result: None, req: Any, is_retracted: bool = False) -> None:
+    """AFTER Scheduler._add_request_to_queue: the segment arrives, or waits again after retraction or preemption."""
+    segment = getattr(req, "astraea", None)
+    if segment is not None:
+        engine.table.requeue(segment)
+    elif scheduler.waiting_queue and scheduler.waiting_queue[-1] is req:  # SGLang may have turned it away
+        hints, arrived = hints_of(req)
+        engine.table.advance(arrived)
+        req.astraea = engine.table.arrive(
+            req.rid, hints, len(req.origin_input_ids), getattr(req.sampling_params, "max_new_tokens", 0) or 0
+        )
+
+
+@softly
+def admitted(engine: Engine, scheduler: Any, result: tuple[Any, Any], *args: Any, **kwargs: Any) -> None:
+    """AFTER Scheduler._get_new_batch_prefill_raw: the segments of a new prefill batch start, or go on with a chunk."""
+    batch, _ = result
+    if batch is None:
+        return
+    decoding = {id(req) for req in batch.decoding_reqs or ()}  # rows that a mixed batch only carries along
+    for req in batch.reqs:
+        if id(req) not in decoding and getattr(req, "astraea", None) is not None:
+            engine.table.start(req.astraea, req.extend_end - req.prefix_len)
+
+
+def launched(scheduler: Any, batch: Any, *args: Any, **kwargs: Any) -> None:
+    """BEFORE Scheduler.run_batch: remember when the step began."""
+    engine = getattr(scheduler, "astraea", None)
+    if engine is not None:
+        engine.launched.append(time.perf_counter())
+
+
+@softly
+def stepped(engine: Engine, scheduler: Any, result: None, batch: Any, outcome: Any) -> None:
+    """AFTER Scheduler.process_batch_result: tokens are attained, segments finish, the step's cost is measured."""
+    _measure(engine, batch)
+    for req in batch.reqs:
+        segment = getattr(req, "astraea", None)
+        if segment is None:
+            continue
+        engine.table.serve(segment, len(req.output_ids))
+        if req.finished():
+            req.astraea = None  # an overlapped batch may show a finished request once more
+            engine.table.finish(segment, aborted=isinstance(req.finished_reason, FINISH_ABORT))
+
+
+@softly
+def dropped(engine: Engine, scheduler: Any, result: None, req: Any) -> None:
+    """AFTER Scheduler._release_aborted_request: a segment was aborted before it ran."""
+    if getattr(req, "astraea", None) is not None:
+        segment, req.astraea = req.astraea, None
+        engine.table.finish(segment, aborted=True)
+
+
+def _measure(engine: Engine, batch: Any) -> None:
+    # A step lasts from its launch to its result, but with overlapped scheduling not before the last one was over.
+    now = time.perf_counter()
+    if engine.launched:
+        seconds = now - max(engine.launched.popleft(), engine.stepped)
+        if batch.forward_mode.is_decode():
+            engine.steps.decoded(seconds)
+        elif batch.forward_mode.is_extend() and not batch.decoding_reqs:
+            engine.steps.prefilled(batch.extend_num_tokens or 0, seconds)
+    engine.stepped = now

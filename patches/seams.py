@@ -1,0 +1,87 @@
+"""Every symbol of SGLang we touch: one row each, checked against the installed SGLang before `astraea` is served.
+
+A row with a hook is patched through SGLang's own HookRegistry; a row without is called or subclassed. To support a new
+SGLang version: run the tests, mend the rows that drifted, add the version to KNOWN_GOOD.
+"""
+
+import inspect
+import pkgutil
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from importlib.metadata import version
+from typing import Any
+
+KNOWN_GOOD = ("0.5.23",)
+
+
+@dataclass(frozen=True, slots=True)
+class Seam:
+    """One touched symbol. `parameters` are the leading parameter names we rely on; `hook` is ours, applied as `kind`."""
+
+    target: str
+    why: str
+    parameters: tuple[str, ...] = ()
+    kind: str = "call"
+    hook: str | None = None
+
+    def problem(self) -> str | None:
+        """In which way does the installed SGLang differ? None when it does not."""
+        try:
+            found = pkgutil.resolve_name(self.target)
+        except (ImportError, AttributeError):
+            return "is gone"
+        if not self.parameters:
+            return None
+        have = tuple(inspect.signature(found).parameters)
+        return None if have[: len(self.parameters)] == self.parameters else f"takes ({', '.join(have)})"
+
+    def hook_function(self) -> Callable[..., Any]:
+        """Which function of ours does the hook name? Importing it may import sglang."""
+        return pkgutil.resolve_name(f"astraea_sglang.patches.{self.hook}")
+
+
+_SCHEDULER = "sglang.srt.managers.scheduler.Scheduler."
+_POLICY = "sglang.srt.managers.schedule_policy.SchedulePolicy"
+_ARGS = "sglang.srt.server_args.ServerArgs."
+
+SEAMS = (
+    Seam(_ARGS + "add_cli_args", "add `astraea` to --schedule-policy, and our flags", ("parser",), "after", "args:add_flags"),
+    Seam(_ARGS + "resolve_once", "check settings and seams once, before any process is spawned", ("self",), "before", "args:check"),
+    Seam(_POLICY, "order the waiting queue by program", (
+        "policy", "tree_cache", "enable_hierarchical_cache", "enable_priority_scheduling", "schedule_low_priority_values_first",
+    ), "replace", "waiting:AstraeaSchedulePolicy"),
+    Seam(_POLICY + "._validate_and_adjust_policy", "accept the policy's name", ("self", "policy", "tree_cache")),
+    Seam(_POLICY + ".calc_priority", "our order instead", ("self", "waiting_queue", "running_batch", "processed_tokens")),
+    Seam(_POLICY + "._touch_waiting_prefixes", "keep SGLang's refresh of waiting prefixes", ("self", "policy", "waiting_queue")),
+    Seam(_SCHEDULER + "init_schedule_policy", "give the scheduler its program table", ("self",), "after", "lifecycle:attach"),
+    Seam(_SCHEDULER + "init_request_dispatcher", "receive ticks and control messages", ("self",), "after", "control:dispatch"),
+    Seam(_SCHEDULER + "_add_request_to_queue", "a segment arrives, or is retracted", ("self", "req", "is_retracted"), "after", "lifecycle:queued"),
+    Seam(_SCHEDULER + "_get_new_batch_prefill_raw", "a segment is admitted", ("self", "prefill_delayer_single_pass", "running_batch"), "after", "lifecycle:admitted"),
+    Seam(_SCHEDULER + "run_batch", "when a step was launched", ("self", "batch"), "before", "lifecycle:launched"),
+    Seam(_SCHEDULER + "process_batch_result", "a step is over: tokens attained, segments finished", ("self", "batch", "result"), "after", "lifecycle:stepped"),
+    Seam(_SCHEDULER + "_release_aborted_request", "a waiting segment was aborted", ("self", "req"), "after", "lifecycle:dropped"),
+    Seam(_SCHEDULER + "_poll_timeout_aborts", "rank 0's clock rides the request broadcast", ("self",), "after", "ticks:poll"),
+    Seam("sglang.srt.managers.tokenizer_manager.TokenizerManager.generate_request", "read program hints of every request", ("self", "obj", "request"), "before", "intake:normalise"),
+    Seam("sglang.srt.entrypoints.http_server._setup_and_run_http_server", "add the /astraea routes", ("server_args", "tokenizer_manager"), "before", "control:add_routes"),
+    Seam("sglang.srt.mem_cache.common.match_kv_cache", "how much of a prompt the radix tree holds", ("req", "tree_cache")),
+    Seam("sglang.srt.managers.kv_hints.decode_kv_hints_envelope", "the carrier of hints", ("value",)),
+    Seam("sglang.srt.managers.io_struct.BaseReq", "base of our messages"),
+    Seam("sglang.srt.managers.io_struct.hook_custom_types", "register our messages"),
+    Seam("sglang.srt.managers.tokenizer_control_mixin._COMMUNICATOR_SPECS", "ask the scheduler and await its answer"),
+    Seam("sglang.srt.utils.auth.auth_level", "the auth rules of SGLang's own admin routes", ("level",)),
+    Seam("sglang.utils.TypeBasedDispatcher", "add handlers to the scheduler", ("mapping",)),
+    Seam("sglang.launch_server.run_server", "SGLang's own launcher", ("server_args",)),
+    Seam("sglang.srt.plugins.hook_registry.HookRegistry._patched", "see that our hooks are in"),
+)  # fmt: skip
+
+
+def drift(seams: Sequence[Seam] = SEAMS) -> str | None:
+    """How does the installed SGLang differ from the one these seams were cut for? One line, or None."""
+    problems = [f"{seam.target} {problem}" for seam in seams if (problem := seam.problem())]
+    if not problems:
+        return None
+    more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
+    return (
+        f"SGLang {version('sglang')} differs from {', '.join(KNOWN_GOOD)}, which this package hooks into: {problems[0]}{more}; "
+        f"type: pip install sglang=={KNOWN_GOOD[-1]}, or choose another --schedule-policy"
+    )

@@ -1,0 +1,44 @@
+import pytest
+
+from astraea_sglang.config import Config, flag, variable
+from astraea_sglang.errors import ConfigError
+
+
+def test_defaults_are_the_six_queues_of_128_tokens_more_each():
+    assert Config().thresholds == (128, 256, 384, 512, 640)
+
+
+def test_queue_count_alone_gives_its_thresholds():
+    assert Config(queues=3).thresholds == (128, 256)
+
+
+def test_variables_give_every_field():
+    texts = dict(order="mlfq", queues="3", thresholds="50,90", aging="2.5", reap_after="7", max_programs="9")
+    config = Config.from_environment({variable(name): text for name, text in texts.items()})
+    assert config == Config("mlfq", 3, (50, 90), 2.5, 7.0, 9)
+
+
+def test_flags_and_variables_are_named_after_the_field():
+    assert (flag("reap_after"), variable("reap_after")) == ("--astraea-reap-after", "ASTRAEA_REAP_AFTER")
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "words"),
+    [
+        ("order", "fifo", "choose one of fcfs, hrrn, mlfq"),
+        ("queues", "0", "give 1 or more"),
+        ("queues", "three", "give a whole number"),
+        ("thresholds", "1,2", "6 queues take 5 numbers"),
+        ("thresholds", "5,4,3,2,1", "give rising numbers"),
+        ("thresholds", "a,b", "whole numbers with commas"),
+        ("aging", "1", "give more than 1"),
+        ("aging", "nan", "give a finite number"),
+        ("reap_after", "-1", "give more than 0 seconds"),
+        ("max_programs", "0", "give 1 or more"),
+    ],
+)
+def test_a_bad_value_is_one_line_with_flag_value_and_remedy(name, text, words):
+    with pytest.raises(ConfigError) as caught:
+        Config.from_environment({variable(name): text})
+    line = str(caught.value)
+    assert "\n" not in line and flag(name) in line and variable(name) in line and words in line

@@ -1,0 +1,46 @@
+import socket
+
+import pytest
+
+from astraea_sglang.errors import ServerError
+from astraea_sglang.serving import added_environment, added_flags, check_port, flag_value, free_port, start
+
+
+def test_a_users_flag_is_never_overridden():
+    added = added_flags(["--dtype=bfloat16", "--schedule-policy", "lpm"], cpu=True)
+    assert "--dtype" not in added and "--schedule-policy" not in added
+
+
+def test_policy_and_metrics_are_added_everywhere_cpu_settings_only_there():
+    assert added_flags([], cpu=False) == ["--schedule-policy", "astraea", "--enable-metrics", "--enable-cache-report"]
+    assert "torch_native" in added_flags([], cpu=True)
+
+
+def test_a_users_variable_is_kept():
+    assert "OMP_NUM_THREADS" not in added_environment({"OMP_NUM_THREADS": "2"}, cpu=True)
+    assert added_environment({}, cpu=False) == {}
+
+
+@pytest.mark.parametrize(
+    ("flags", "value"), [([], "d"), (["--p", "1"], "1"), (["--p=2"], "2"), (["--p", "1", "--p=3"], "3")]
+)
+def test_a_flags_value_is_found_in_both_spellings(flags, value):
+    assert flag_value(flags, "--p", "d") == value
+
+
+def test_a_taken_port_is_named_with_the_flag_to_change_it():
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        with pytest.raises(ServerError, match=rf"port {taken.getsockname()[1]} on 127.0.0.1 is taken.*--port N"):
+            check_port("127.0.0.1", taken.getsockname()[1])
+
+
+def test_a_free_port_is_free():
+    check_port("127.0.0.1", free_port())
+
+
+def test_a_server_that_cannot_start_says_why_in_one_line(tmp_path):
+    with pytest.raises(ServerError) as caught, start("--no-model", [], tmp_path / "log"):
+        pass
+    assert "MODEL comes first" in str(caught.value) and "\n" not in str(caught.value)

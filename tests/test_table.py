@@ -1,0 +1,275 @@
+import pytest
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+
+from astraea_sglang.config import Config
+from astraea_sglang.hints import Hints
+from astraea_sglang.predict import Costs
+from astraea_sglang.program import State
+from astraea_sglang.table import ProgramTable
+
+
+def table(**settings) -> ProgramTable:
+    return ProgramTable(Config(**settings))
+
+
+def arrive(t: ProgramTable, rid: str, program: str | None = "p", **hints):
+    return t.arrive(rid, Hints(program_id=program, **hints), prompt_tokens=100, max_new_tokens=512)
+
+
+def run(t: ProgramTable, segment, tokens: int, *, seconds: float = 1.0):
+    t.start(segment, 100)
+    t.advance(t.now + seconds)
+    t.serve(segment, tokens)
+    t.finish(segment)
+
+
+def test_a_program_goes_from_ready_to_running_to_tool_wait_to_done():
+    t = table()
+    first = arrive(t, "a", next_tool="search")
+    program = first.program
+    assert (program.state, program.next_tool) == (State.READY, "search")
+    t.start(first, 100)
+    assert program.state is State.RUNNING
+    t.finish(first)
+    assert (program.state, program.next_tool) == (State.TOOL_WAIT, "search")
+    run(t, arrive(t, "b", final=True), 10)
+    assert program.state is State.DONE and not t.programs
+    assert [(f.id, f.why, f.segments) for f in t.finished] == [("p", "final", 2)]
+
+
+def test_a_request_that_names_no_program_is_one_of_a_single_segment():
+    t = table()
+    run(t, arrive(t, "a", program=None), 5)
+    assert not t.programs and not t.finished
+
+
+def test_an_anonymous_request_cannot_join_a_program_by_its_rid():
+    t = table()
+    named, anonymous = arrive(t, "a", program="p"), arrive(t, "p", program=None)
+    assert named.program is not anonymous.program
+
+
+def test_wait_is_summed_over_the_segments_of_a_program():
+    t = table()
+    for rid, waited in (("a", 3.0), ("b", 4.0)):
+        segment = arrive(t, rid)
+        t.advance(t.now + waited)
+        run(t, segment, 10)
+        t.advance(t.now + 100)  # a tool's time is no wait
+    assert t.programs["p"].wait(t.now) == 7.0
+
+
+def test_parallel_segments_wait_once():
+    t = table()
+    a, b = arrive(t, "a"), arrive(t, "b")
+    t.advance(5.0)
+    t.start(a, 1)
+    t.advance(6.0)
+    t.start(b, 1)
+    assert t.programs["p"].wait(t.now) == 6.0
+
+
+def test_a_retracted_segment_waits_again_and_keeps_its_tokens():
+    t = table()
+    a = arrive(t, "a")
+    t.start(a, 100)
+    t.serve(a, 7)
+    t.requeue(a)
+    t.advance(2.0)
+    assert (a.program.state, a.program.wait(t.now), a.program.attained) == (State.READY, 2.0, 107)
+
+
+def test_attained_service_counts_prefill_and_generated_tokens_of_live_segments_too():
+    t = table()
+    run(t, arrive(t, "a"), 20)
+    b = arrive(t, "b")
+    t.start(b, 30)
+    t.serve(b, 5)
+    assert t.programs["p"].attained == 100 + 20 + 30 + 5
+
+
+def test_an_abandoned_program_is_reaped_after_its_time_and_not_before():
+    t = table(reap_after=60)
+    run(t, arrive(t, "a"), 10)
+    t.advance(t.now + 60)
+    assert "p" in t.programs
+    t.advance(t.now + 0.1)
+    assert not t.programs and t.finished[-1].why == "reaped"
+
+
+def test_a_program_with_a_live_segment_is_never_reaped():
+    t = table(reap_after=1)
+    arrive(t, "a")
+    t.advance(1e6)
+    assert "p" in t.programs
+
+
+def test_beyond_the_cap_the_longest_idle_program_is_forgotten():
+    t = table(max_programs=2)
+    for program in "xyz":
+        run(t, arrive(t, program, program=program), 10)
+    assert list(t.programs) == ["y", "z"] and t.finished[-1].why == "forgotten"
+
+
+def test_an_announced_end_waits_for_the_last_live_segment():
+    t = table()
+    a = arrive(t, "a")
+    assert t.end("p") and "p" in t.programs
+    run(t, a, 10)
+    assert not t.programs and t.finished[-1].why == "ended"
+
+
+def test_the_end_of_an_unknown_program_is_counted_not_believed():
+    t = table()
+    assert not t.end("nobody") and t.counts["unknown_ends"] == 1
+
+
+def test_an_aborted_last_segment_may_be_sent_again():
+    t = table()
+    a = arrive(t, "a", final=True)
+    t.finish(a, aborted=True)
+    assert t.programs["p"].state is State.TOOL_WAIT
+
+
+def test_an_announced_end_stands_though_the_last_segment_is_aborted():
+    t = table()
+    a = arrive(t, "a", final=True)
+    t.end("p")
+    t.finish(a, aborted=True)
+    assert not t.programs
+
+
+def test_a_finished_segment_is_finished_once():
+    t = table()
+    a = arrive(t, "a")
+    t.finish(a)
+    t.finish(a)
+    assert t.programs["p"].finished_segments == 1
+
+
+def test_long_segments_demote_and_early_yields_promote_under_mlfq():
+    t = table(order="mlfq")
+    levels = []
+    for rid, tokens in enumerate((200, 300, 10, 10)):
+        run(t, arrive(t, str(rid)), tokens)
+        levels.append(t.programs["p"].level)
+    assert levels == [1, 2, 1, 0]
+
+
+def test_aging_returns_a_starved_program_of_the_last_queue_to_the_first():
+    t = table(order="mlfq", queues=2, aging=3.0)
+    t.advance(0, Costs(prefill=0.0, decode=0.01))
+    run(t, arrive(t, "a"), 300)
+    b = arrive(t, "b")
+    fresh = arrive(t, "c", program="q")
+    assert t.rank([(b, 100), (fresh, 100)]) == ["c", "b"]
+    t.advance(t.now + 60)
+    assert t.rank([(b, 100), (fresh, 100)]) == ["b", "c"] and b.program.level == 0
+
+
+def test_cached_prompts_are_shorter_work():
+    t = table()
+    cold, warm = arrive(t, "cold", program="x"), arrive(t, "warm", program="y")
+    t.advance(1.0)
+    assert t.rank([(cold, 5000), (warm, 10)]) == ["warm", "cold"]
+
+
+def test_time_never_goes_back():
+    t = table()
+    t.advance(5.0)
+    t.advance(4.0)
+    assert t.now == 5.0
+
+
+def test_the_snapshot_is_json_and_names_state_wait_and_tool():
+    import json
+
+    t = table()
+    run(t, arrive(t, "a", program_class="react", next_tool="search"), 10)
+    (row,) = json.loads(json.dumps(t.snapshot()))["programs"]
+    assert row == {
+        "id": "p", "class": "react", "parent_id": None, "anonymous": False, "state": "TOOL_WAIT", "segments": 1,
+        "attained_tokens": 110, "wait_s": 0.0, "queue_level": 0, "next_tool": "search", "age_s": 1.0,
+    }  # fmt: skip
+
+
+class Storm(RuleBasedStateMachine):
+    """Two tables fed the same events: they agree in everything, and their books balance."""
+
+    def __init__(self):
+        super().__init__()
+        self.tables = [table(order="mlfq", reap_after=50, max_programs=4) for _ in range(2)]
+        self.segments: dict[str, list] = {}
+        self.count = 0
+
+    @rule(program=st.sampled_from(["p", "q", "r", "s", "t", None]), final=st.booleans())
+    def arrive(self, program, final):
+        self.count += 1
+        rid = f"r{self.count}"
+        self.segments[rid] = [arrive(t, rid, program=program, final=final) for t in self.tables]
+
+    @precondition(lambda self: self.segments)
+    @rule(
+        data=st.data(),
+        what=st.sampled_from(["start", "requeue", "serve", "finish", "abort"]),
+        tokens=st.integers(0, 900),
+    )
+    def step(self, data, what, tokens):
+        rid = data.draw(st.sampled_from(sorted(self.segments)))
+        for t, segment in zip(self.tables, self.segments[rid], strict=True):
+            if what == "start":
+                t.start(segment, tokens)
+            elif what == "requeue":
+                t.requeue(segment)
+            elif what == "serve":
+                t.serve(segment, max(segment.generated, tokens))
+            else:
+                t.finish(segment, aborted=what == "abort")
+        if what in ("finish", "abort"):
+            del self.segments[rid]
+
+    @rule(seconds=st.floats(0, 100))
+    def advance(self, seconds):
+        for t in self.tables:
+            t.advance(t.now + seconds)
+
+    @rule(program=st.sampled_from(["p", "q", "r", "zzz"]))
+    def end(self, program):
+        for t in self.tables:
+            t.end(program)
+
+    @invariant()
+    def tables_agree(self):
+        one, two = self.tables
+        assert one.snapshot() == two.snapshot()
+        queues = [[(s[i], 50) for _, s in sorted(self.segments.items()) if not s[i].running] for i in (0, 1)]
+        assert one.rank(queues[0]) == two.rank(reversed(queues[1]))
+
+    @invariant()
+    def books_balance(self):
+        t = self.tables[0]
+        live = {segment.rid for program in t.programs.values() for segment in program.live.values()}
+        assert live == set(self.segments)
+        for program in t.programs.values():
+            assert program.running == sum(s.running for s in program.live.values())
+            assert 0 <= program.wait(t.now) <= t.now - program.arrived + 1e-9
+            assert (program.idle_since is None) == bool(program.live)
+        idle = [p for p in t.programs.values() if not p.live]
+        assert len(idle) <= t.config.max_programs
+
+
+Storm.TestCase.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)
+test_two_tables_fed_alike_stay_alike_through_any_storm = Storm.TestCase
+
+
+@pytest.mark.parametrize("order", ["fcfs", "hrrn", "mlfq"])
+def test_the_configured_order_is_the_one_used(order):
+    t = table(order=order, queues=2)
+    early = arrive(t, "early", program="x")
+    t.advance(1.0)
+    late = arrive(t, "late", program="y")
+    early.program.level = 1
+    cold_first = t.rank([(early, 50_000), (late, 0)]) == ["early", "late"]
+    assert cold_first is (order != "mlfq")
