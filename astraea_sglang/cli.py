@@ -63,9 +63,9 @@ def serve(context: typer.Context) -> None:
     model, *flags = context.args
     if model.startswith("-"):
         raise AstraeaError(f"MODEL comes first, {model!r} was given; type: astraea serve smollm2 {model} ...")
-    cpu = not serving.has_accelerator()
-    added = serving.added_flags(flags, cpu=cpu, smollm2=model == "smollm2")
-    environment = serving.added_environment(os.environ, cpu=cpu)
+    machine = {"cpu": not serving.has_accelerator(), "smollm2": model == "smollm2"}
+    added = serving.added_flags(flags, **machine)
+    environment = serving.added_environment(os.environ, **machine)
     if not {"-h", "--help"} & set(flags):
         console.print(f"astraea: added for you: {shlex.join([f'{k}={v}' for k, v in environment.items()] + added)}")
     os.environ.update(environment)

@@ -15,20 +15,16 @@ import httpx
 
 from astraea_sglang.errors import ServerError
 
-CPU_FLAGS = {
-    "--device": "cpu",
-    "--dtype": "float32",  # 3.8x the prefill rate of bfloat16 without AMX
-    "--attention-backend": "torch_native",
-    "--sampling-backend": "pytorch",
-    "--cuda-graph-backend-decode": "disabled",
-    "--cuda-graph-backend-prefill": "disabled",
+Settings = dict[str, str | None]  # a flag that takes no value has None
+FLAGS: Settings = {"--schedule-policy": "astraea", "--enable-metrics": None, "--enable-cache-report": None}
+CPU_FLAGS: Settings = {
+    "--sleep-on-idle": None,  # an idle scheduler would spin on a core that tools could use
     "--disable-overlap-schedule": None,  # a CPU forward is synchronous: nothing to overlap
-    "--sleep-on-idle": None,  # an idle scheduler would otherwise spin on a core that tools could use
-    "--mem-fraction-static": "0.5",
 }
-CPU_SMOLLM2_FLAGS = {"--max-total-tokens": "32768"}  # 1.4 GiB of KV; half the memory of the machine would serve nobody
-CPU_ENVIRONMENT = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "SGLANG_HOST_IP": "127.0.0.1"}
-USER_FLAGS = {"--schedule-policy": "astraea", "--enable-metrics": None, "--enable-cache-report": None}
+SMOLLM2_FLAGS: Settings = {"--tool-call-parser": "hermes"}
+SMOLLM2_CPU_FLAGS: Settings = {"--max-total-tokens": "32768"}  # 1.4 GiB of KV, not half the machine's memory
+CPU_ENVIRONMENT = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}  # leaves cores for clients and tools
+SMOLLM2_ENVIRONMENT = {"SGLANG_TOOL_STRICT_LEVEL": "2"}  # else SGLang leaves a tool call's arguments unconstrained
 
 
 def has_accelerator() -> bool:
@@ -38,21 +34,19 @@ def has_accelerator() -> bool:
     return torch.accelerator.is_available()
 
 
-def added_flags(flags: Sequence[str], *, cpu: bool, smollm2: bool = False) -> list[str]:
-    """Which flags does `astraea serve` add to the user's own? Never one that the user gave; order is fixed."""
-    given = {flag.split("=", 1)[0] for flag in flags if flag.startswith("--")}
-    wanted = USER_FLAGS | (CPU_FLAGS if cpu else {}) | (CPU_SMOLLM2_FLAGS if cpu and smollm2 else {})
-    return [
-        part
-        for flag, value in wanted.items()
-        if flag not in given
-        for part in ((flag,) if value is None else (flag, value))
-    ]
+def added_flags(flags: Sequence[str], *, cpu: bool, smollm2: bool) -> list[str]:
+    """Which flags does `astraea serve` add to the user's own? Never one that the user gave; their order is fixed."""
+    given = {flag.split("=", 1)[0] for flag in flags}
+    wanted = FLAGS | (CPU_FLAGS if cpu else {}) | (SMOLLM2_FLAGS if smollm2 else {})
+    wanted |= SMOLLM2_CPU_FLAGS if cpu and smollm2 else {}
+    pairs = [(flag,) if value is None else (flag, value) for flag, value in wanted.items() if flag not in given]
+    return [part for pair in pairs for part in pair]
 
 
-def added_environment(environment: Mapping[str, str], *, cpu: bool) -> dict[str, str]:
-    """Which environment variables does `astraea serve` add? One torch thread leaves a core for clients and tools."""
-    return {name: value for name, value in CPU_ENVIRONMENT.items() if cpu and name not in environment}
+def added_environment(environment: Mapping[str, str], *, cpu: bool, smollm2: bool) -> dict[str, str]:
+    """Which environment variables does `astraea serve` add to the user's own? Never one that is set."""
+    wanted = (CPU_ENVIRONMENT if cpu else {}) | (SMOLLM2_ENVIRONMENT if smollm2 else {})
+    return {name: value for name, value in wanted.items() if name not in environment}
 
 
 def flag_value(flags: Sequence[str], name: str, default: str) -> str:

@@ -33,7 +33,14 @@ def install() -> None:
 
 
 def cpu_platform() -> str | None:
-    """Which SGLang platform serves this machine? Ours on a machine without an accelerator, else None (SGLang's own)."""
+    """Which SGLang platform serves this machine? Ours where torch sees no accelerator, else None (SGLang's own).
+
+    SGLANG_USE_CPU_ENGINE asks for SGLang's own CPU build, so it gets None, too.
+    """
+    import os
+
     import torch
 
-    return None if torch.accelerator.is_available() else "astraea_sglang.patches.platform_cpu:TorchCpu"
+    own_cpu_build = os.environ.get("SGLANG_USE_CPU_ENGINE", "0").lower() in ("1", "true")
+    elsewhere = own_cpu_build or torch.accelerator.is_available()
+    return None if elsewhere else "astraea_sglang.patches.platform_cpu:TorchCpu"

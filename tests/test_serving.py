@@ -7,18 +7,21 @@ from astraea_sglang.serving import added_environment, added_flags, check_port, f
 
 
 def test_a_users_flag_is_never_overridden():
-    added = added_flags(["--dtype=bfloat16", "--schedule-policy", "lpm"], cpu=True)
-    assert "--dtype" not in added and "--schedule-policy" not in added
+    added = added_flags(["--max-total-tokens=9", "--schedule-policy", "lpm"], cpu=True, smollm2=True)
+    assert "--max-total-tokens" not in added and "--schedule-policy" not in added
 
 
-def test_policy_and_metrics_are_added_everywhere_cpu_settings_only_there():
-    assert added_flags([], cpu=False) == ["--schedule-policy", "astraea", "--enable-metrics", "--enable-cache-report"]
-    assert "torch_native" in added_flags([], cpu=True)
+def test_policy_and_metrics_are_added_everywhere_the_rest_where_it_helps():
+    everywhere = ["--schedule-policy", "astraea", "--enable-metrics", "--enable-cache-report"]
+    assert added_flags([], cpu=False, smollm2=False) == everywhere
+    assert "--sleep-on-idle" in added_flags([], cpu=True, smollm2=False)
+    assert "hermes" in added_flags([], cpu=False, smollm2=True)
+    assert "--max-total-tokens" not in added_flags([], cpu=True, smollm2=False)
 
 
 def test_a_users_variable_is_kept():
-    assert "OMP_NUM_THREADS" not in added_environment({"OMP_NUM_THREADS": "2"}, cpu=True)
-    assert added_environment({}, cpu=False) == {}
+    assert "OMP_NUM_THREADS" not in added_environment({"OMP_NUM_THREADS": "2"}, cpu=True, smollm2=False)
+    assert added_environment({}, cpu=False, smollm2=False) == {}
 
 
 @pytest.mark.parametrize(

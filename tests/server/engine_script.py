@@ -11,9 +11,6 @@ def main(model: str, policy: str, prompts: list[str]) -> None:
         model_path=model,
         schedule_policy=policy,
         max_total_tokens=8192,
-        mem_fraction_static=0.5,
-        cuda_graph_backend_decode="disabled",
-        cuda_graph_backend_prefill="disabled",
         log_level="info",
     )
     params = {"temperature": 0, "max_new_tokens": 12}
