@@ -1,0 +1,135 @@
+"""SGLang's frontend language with tool calls, telling the server which program each request belongs to.
+
+Takes the place of `import sglang as sgl`, and does without the engine (and torch) that comes with it:
+
+    from astraea_sglang.frontend import sgl
+
+    @sgl.function
+    def agent(s, question):
+        s += question + sgl.gen("query", stop="\\n") + sgl.tool("search", search, sgl.variable("query"), expects=0.5)
+
+    agent.run(question="...", backend=sgl.AstraeaEndpoint("http://127.0.0.1:30000"))
+"""
+
+import logging
+from http.client import HTTPException
+from typing import Any
+
+from astraea_sglang.errors import ServerError
+from astraea_sglang.frontend.executor import ProgramExecutor, current_run, tool, variable
+from astraea_sglang.frontend.lang import (
+    RuntimeEndpoint,
+    StreamExecutor,
+    assistant,
+    assistant_begin,
+    assistant_end,
+    function,
+    gen,
+    gen_int,
+    gen_string,
+    http_request,
+    image,
+    interpreter,
+    select,
+    set_default_backend,
+    system,
+    system_begin,
+    system_end,
+    user,
+    user_begin,
+    user_end,
+)
+from astraea_sglang.frontend.program import ProgramRun
+
+__all__ = [
+    "AstraeaEndpoint",
+    "assistant",
+    "assistant_begin",
+    "assistant_end",
+    "function",
+    "gen",
+    "gen_int",
+    "gen_string",
+    "image",
+    "select",
+    "set_default_backend",
+    "system",
+    "system_begin",
+    "system_end",
+    "tool",
+    "user",
+    "user_begin",
+    "user_end",
+    "variable",
+]
+
+if __name__ != "astraea_sglang.frontend.sgl":
+    raise ImportError(f"{__name__} would hook into SGLang a second time; import astraea_sglang.frontend.sgl")
+
+logger = logging.getLogger(__name__)
+
+
+class AstraeaEndpoint(RuntimeEndpoint):
+    """An SGLang server that is told with every request which program it belongs to, and when that program ends.
+
+    Any SGLang server will do: one without astraea ignores what it is told. `cache_prefix` tells nothing: `run_batch`
+    sends it before any of its programs exists. Raises ServerError when no server answers at `base_url`.
+    """
+
+    def __init__(
+        self,
+        base_url: str,
+        api_key: str | None = None,
+        verify: str | None = None,
+        chat_template_name: str | None = None,
+    ) -> None:
+        self._takes_events = True
+        try:
+            super().__init__(base_url.rstrip("/"), api_key, verify, chat_template_name)
+        except OSError as error:
+            reason = getattr(error, "reason", error)
+            raise ServerError(f"no server answers at {base_url} ({reason}); start one: astraea serve") from None
+        self.support_concate_and_append = False  # the server has lost that route; a join then appends the texts
+
+    def _add_images(self, s: StreamExecutor, data: dict[str, Any]) -> None:
+        # Not about images: the one step that all requests of a state share, with the body at hand and nothing sent yet.
+        super()._add_images(s, data)
+        if isinstance(s, ProgramExecutor) and s.program:
+            # A select sends the bare prompt first, and its choices at once: the tool comes after those.
+            prefix = data["sampling_params"]["max_new_tokens"] == 0 and "return_logprob" not in data
+            data.update(s.program.fields(s.segment, None if prefix else s.pause))
+
+    def end_of_program(self, program: ProgramRun) -> None:
+        """Tell the server that `program` is over. Advisory: never raises, and gives up on a server without astraea."""
+        if not self._takes_events:
+            return
+        event = {"event": "program_end", "program_id": program.id}
+        try:
+            answer = http_request(
+                self.base_url + "/astraea/events", json=event, api_key=self.api_key, verify=self.verify
+            )
+        except (OSError, HTTPException) as error:
+            logger.debug("the end of program %s was not told: %s", program.id, error)
+            return
+        self._takes_events = answer.status_code != 404
+
+
+def _run_internal(state: Any, program: Any, func_args: Any, func_kwargs: Any, sync: bool) -> None:
+    """Run a program's function, as SGLang does, as one ProgramRun; its parent is the program that calls it."""
+    executor = state.stream_executor
+    backend = executor.backend
+    on_end = backend.end_of_program if isinstance(backend, AstraeaEndpoint) else lambda run: None
+    run = ProgramRun(program.func.__name__, executor.caller, on_end)
+    executor.enter(run)
+    token = current_run.set(run)
+    try:
+        _sglang_run_internal(state, program, func_args, func_kwargs, sync)
+    finally:
+        current_run.reset(token)
+        run.returned()
+
+
+# SGLang's run_program looks up these two names for every run; other backends see no difference, but can have tools.
+_sglang_run_internal = interpreter.run_internal
+interpreter.run_internal = _run_internal
+interpreter.StreamExecutor = ProgramExecutor

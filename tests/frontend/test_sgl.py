@@ -1,0 +1,173 @@
+import re
+import subprocess
+import sys
+from pathlib import Path
+from threading import Thread
+
+import pytest
+
+from astraea_sglang.errors import ServerError
+from astraea_sglang.frontend import sgl
+from astraea_sglang.hints import parse
+
+EXAMPLES = Path(__file__).parents[2] / "examples"
+
+
+# What requests say of their program
+
+
+def asks_in_every_way(s):
+    s += "Q " + sgl.gen("q") + sgl.gen("pick", choices=["a", "abc"])
+    s.sync()  # SGLang sends the prefix for the forks only if it sees text by now
+    forks = s.fork(2)
+    forks += sgl.gen("part")
+    forks.join()
+    s += str(s["part"])
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_every_request_says_which_program_it_belongs_to(stand_in, stream):
+    state = stand_in.run(asks_in_every_way, stream=stream)
+    assert "".join(state.text_iter()) == "Q okabc['ok', 'ok']"
+    # gen; select: its prompt, then its choices; the prefix that the forks share; a gen in each fork
+    assert sorted(hints["segment"] for hints in stand_in.hints()) == [0, 1, 1, 2, 3, 4]
+    assert {body["session_id"] for body in stand_in.generated} == {hints["program_id"] for hints in stand_in.hints()}
+    assert {hints["program_class"] for hints in stand_in.hints()} == {"asks_in_every_way"}
+
+
+def test_the_servers_own_parser_takes_the_hints_whole(stand_in):
+    def body(s):
+        s += sgl.gen("q") + sgl.tool("search", str.upper, "x", expects=0.5)
+
+    stand_in.run(body).sync()
+    hints = parse(stand_in.hints()[0])
+    assert (hints.program_class, hints.segment, hints.next_tool, hints.expected_tool_s) == ("body", 0, "search", 0.5)
+    assert (hints.ignored, hints.clipped, hints.final, hints.parent_id) == ((), (), False, None)
+    envelope = stand_in.generated[0]["kv_hints"]
+    assert envelope["protocol_version"] == "1" and isinstance(envelope["message_id"], str)
+    assert {k: v for k, v in envelope["actions"][0].items() if k != "payload"} == {
+        "action_id": "0", "action_type": "astraea.program", "action_version": "1",
+    }  # fmt: skip
+
+
+def test_programs_at_the_same_time_never_share_an_identity_and_their_forks_always_do(stand_in):
+    def body(s, mark):
+        s += mark + sgl.gen("a")
+        s.sync()
+        forks = s.fork(4)
+        for fork in forks.states:
+            for _ in range(3):
+                fork += sgl.gen("b") + sgl.tool("t", str.upper, "x")
+        forks.join()
+        s += sgl.gen("c")
+
+    endpoint = sgl.AstraeaEndpoint(stand_in.url)
+    threads = [Thread(target=stand_in.run, args=(body,), kwargs={"backend": endpoint, "mark": mark}) for mark in "XY"]
+    for thread in threads:
+        thread.start()
+    assert stand_in.eventually(lambda: len(stand_in.events) == 2)
+    seen: dict[str, set[str]] = {}
+    segments: dict[str, list[int]] = {}
+    for request, hints in zip(stand_in.generated, stand_in.hints(), strict=True):
+        assert request["session_id"] == hints["program_id"]
+        seen.setdefault(request["text"][0], set()).add(hints["program_id"])
+        segments.setdefault(hints["program_id"], []).append(hints["segment"])
+    assert [len(ids) for ids in seen.values()] == [1, 1] and len(segments) == 2
+    assert [sorted(numbers) for numbers in segments.values()] == [list(range(15))] * 2
+
+
+def test_a_program_that_a_tool_or_a_body_runs_names_its_parent(stand_in):
+    def child(s):
+        s += sgl.gen("x")
+
+    def body(s):
+        s += sgl.gen("a") + sgl.tool("child", lambda: stand_in.run(child).text())
+        s.sync()
+        list(stand_in.run(child, stream=True).text_iter())
+
+    stand_in.run(body).sync()
+    parent, in_tool, in_body = stand_in.hints()
+    assert "parent_id" not in parent
+    assert in_tool["parent_id"] == in_body["parent_id"] == parent["program_id"]
+    assert len({parent["program_id"], in_tool["program_id"], in_body["program_id"]}) == 3
+
+
+# The end of a program
+
+
+def test_the_end_is_told_once_after_the_last_request(stand_in):
+    def body(s):
+        s += sgl.gen("a")
+
+    stand_in.gate.clear()
+    states = [stand_in.run(body), stand_in.run(body)]
+    assert stand_in.eventually(lambda: len(stand_in.generated) == 2)
+    assert stand_in.events == []
+    stand_in.gate.set()
+    assert [state.text() for state in states] == ["ok", "ok"]
+    assert stand_in.eventually(lambda: len(stand_in.events) == 2)
+    ends = [{"event": "program_end", "program_id": hints["program_id"]} for hints in stand_in.hints()]
+    assert sorted(stand_in.events, key=str) == sorted(ends, key=str)
+
+
+def test_the_end_is_told_when_the_body_raises_and_its_forks_have_done_their_work(stand_in):
+    forks = []
+
+    def body(s):
+        s += "x"
+        forks.extend(s.fork(2).states)
+        for fork in forks:
+            fork += sgl.gen("a")
+        raise RuntimeError("gives up")
+
+    stand_in.gate.clear()
+    with pytest.raises(RuntimeError, match="gives up"):
+        stand_in.run(body)
+    assert stand_in.events == []
+    stand_in.gate.set()
+    assert stand_in.eventually(lambda: len(stand_in.events) == 1)
+    assert [fork.text() for fork in forks] == ["xok", "xok"]
+
+
+def test_a_state_that_fails_does_not_end_the_program_of_its_forks(stand_in):
+    def body(s):
+        s += sgl.tool("upper", str.upper, sgl.variable("nothing"))
+        assert stand_in.eventually(lambda: s.error() is not None)
+        forks = s.fork(2)
+        forks += sgl.gen("a")
+        forks.join()
+        assert stand_in.events == []
+
+    with pytest.warns(UserWarning, match="Error in stream_executor"):
+        stand_in.run(body)
+    assert stand_in.eventually(lambda: len(stand_in.events) == 1)
+
+
+@pytest.mark.parametrize("use_thread", [True, False])
+def test_a_plain_server_runs_programs_and_is_told_of_no_second_end(plain_stand_in, use_thread):
+    endpoint = sgl.AstraeaEndpoint(plain_stand_in.url)
+    for _ in range(3):
+        state = plain_stand_in.run(asks_in_every_way, backend=endpoint, use_thread=use_thread)
+        assert state.text() == "Q okabc['ok', 'ok']"
+        assert plain_stand_in.eventually(lambda: not endpoint._takes_events)
+    assert len(plain_stand_in.events) == 1
+
+
+def test_a_missing_server_is_an_error_that_says_what_to_type():
+    with pytest.raises(ServerError, match=r"no server answers at http://127\.0\.0\.1:9 .*; start one: astraea serve"):
+        sgl.AstraeaEndpoint("http://127.0.0.1:9")
+
+
+@pytest.mark.server
+@pytest.mark.parametrize(
+    ("example", "shows"),
+    [
+        ("01_react", r"Action: (Lookup|Calculate) .+\n.*Observation: \d.*\n(.*\n)+.*Answer: "),
+        ("02_fan_out", r"(.*Lisbon(.*\n)+){3}.*Summary.*\n.*\w"),
+    ],
+)
+def test_the_examples_run_on_a_real_server(server_url, example, shows):
+    command = [sys.executable, str(EXAMPLES / f"{example}.py"), server_url]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    assert re.search(shows, done.stdout) and "Error" not in done.stdout + done.stderr
