@@ -91,7 +91,7 @@ def model(name: Annotated[str, typer.Argument(help="Only [bold]smollm2[/bold] so
 @app.command()
 def demo(
     out: Annotated[Path, typer.Option(help="Where the report, the picture and the server logs go.")] = Path("demo"),
-    programs: Annotated[int, typer.Option(min=1, help="How many agent programs arrive.")] = 12,
+    programs: Annotated[int, typer.Option(min=1, help="How many agent programs arrive.")] = 8,
     seed: Annotated[int, typer.Option(help="Of tasks, arrivals and tool latencies.")] = 7,
 ) -> None:
     """Run a fleet of tool-using agents under SGLang's default policy, then under astraea, and compare."""
