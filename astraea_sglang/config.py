@@ -8,6 +8,7 @@ from typing import Any, Self
 from astraea_sglang.errors import ConfigError
 from astraea_sglang.order import ORDERS
 
+ADMISSIONS = ("none", "working-set")
 QUEUE_STEP = 128  # tokens; the paper's thresholds are unknown, a public re-implementation uses 128, 256, 384, 512, 640
 
 
@@ -20,18 +21,26 @@ class Config:
     """The scheduler's settings. Raises ConfigError naming the flag, the value seen and what is possible."""
 
     order: str = _setting("hrrn", f"which waiting segment goes next: {', '.join(sorted(ORDERS))}")
+    admission: str = _setting("working-set", f"which waiting segments may start at all: {', '.join(ADMISSIONS)}")
+    theta: float = _setting(0.9, "share of the KV pool that the working set may fill before a cold segment must wait")
     queues: int = _setting(6, "how many queues the mlfq order has")
     thresholds: tuple[int, ...] = _setting(
         (), f"generated tokens of a segment above which its program moves one queue down; "
         f"one number per queue but the last, comma-separated (default: {QUEUE_STEP},{2 * QUEUE_STEP},...)"
     )  # fmt: skip
-    aging: float = _setting(10.0, "response ratio above which a program in the last queue returns to the first")
+    aging: float = _setting(
+        10.0, "response ratio above which a program leaves the last queue for the first, and no cold segment passes it"
+    )
     reap_after: float = _setting(3600.0, "seconds after which a program is forgotten that neither waits nor runs")
     max_programs: int = _setting(100_000, "programs remembered at once; beyond, the longest idle one is forgotten")
 
     def __post_init__(self) -> None:
         if self.order not in ORDERS:
             raise _error("order", self.order, f"choose one of {', '.join(sorted(ORDERS))}")
+        if self.admission not in ADMISSIONS:
+            raise _error("admission", self.admission, f"choose one of {', '.join(ADMISSIONS)}")
+        if not 0 < self.theta <= 1:
+            raise _error("theta", self.theta, "give a share above 0, at most 1")
         if self.queues < 1:
             raise _error("queues", self.queues, "give 1 or more")
         if not self.thresholds:

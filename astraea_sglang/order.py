@@ -45,6 +45,6 @@ ORDERS: dict[str, Order] = {
 }
 
 
-def rank(order: str, segments: Iterable[Waiting]) -> list[str]:
-    """In which order may the waiting segments start? Their rids, next one first; KeyError on an unknown order."""
-    return [segment.rid for segment in sorted(segments, key=ORDERS[order])]
+def rank(order: str, segments: Iterable[Waiting]) -> list[Waiting]:
+    """In which order may the waiting segments start? Next one first; KeyError on an unknown order."""
+    return sorted(segments, key=ORDERS[order])

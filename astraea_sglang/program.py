@@ -26,7 +26,14 @@ class Segment:
     prompt_tokens: int
     max_new_tokens: int
     generated: int = 0  # tokens
+    resident: int = 0  # tokens of it that the radix tree held when last looked up
+    matched: bool = False  # it has been looked up
     running: bool = False
+
+    @property
+    def length(self) -> int:
+        """How long is its KV now? Prompt and generated tokens."""
+        return self.prompt_tokens + self.generated
 
 
 @dataclass(slots=True, eq=False)
@@ -42,6 +49,8 @@ class Program:
     finished_segments: int = 0
     generated: int = 0  # tokens, of finished segments
     prefilled: int = 0  # tokens computed, recomputed ones included
+    context: int = 0  # tokens: what its next segment will find of it, if nothing is evicted
+    shared: int = 0  # tokens of its prompt that were resident before it existed: others use them, too
     level: int = 0  # queue of the Stateful-MLFQ
     next_tool: str | None = None
     expected_tool_s: float | None = None

@@ -1,14 +1,14 @@
 """What does the engine know of its programs? The only mutable owner of program state; its clock is passed in."""
 
 from collections import Counter, deque
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Set
 from typing import Any, NamedTuple
 
-from astraea_sglang import mlfq
+from astraea_sglang import admit, mlfq
 from astraea_sglang.config import Config
 from astraea_sglang.hints import Hints
 from astraea_sglang.order import Waiting, rank
-from astraea_sglang.predict import Costs, OutputLengths
+from astraea_sglang.predict import Costs, OutputLengths, ToolTimes
 from astraea_sglang.program import Program, Segment
 
 FINISHED_KEPT = 256  # programs
@@ -26,6 +26,13 @@ class Finished(NamedTuple):
     attained: int
 
 
+class Plan(NamedTuple):
+    """What may happen to the waiting queue now: every rid, next one first, and those that must not start."""
+
+    order: list[str]
+    blocked: Set[str]
+
+
 class ProgramTable:
     """Programs and their live segments. Equal calls in equal order give equal tables on every tensor-parallel rank."""
 
@@ -37,7 +44,9 @@ class ProgramTable:
         self.programs: dict[str, Program] = {}
         self.finished: deque[Finished] = deque(maxlen=FINISHED_KEPT)
         self._idle: dict[str, Program] = {}  # in the order of idle_since, so that reaping looks at the first only
+        self._running: dict[str, Segment] = {}
         self._lengths = OutputLengths()
+        self._tools = ToolTimes()
 
     def advance(self, now: float, costs: Costs | None = None) -> None:
         """The time is `now` (it never goes back), tokens cost `costs`; programs idle beyond `reap_after` are reaped."""
@@ -52,7 +61,8 @@ class ProgramTable:
     def arrive(self, rid: str, hints: Hints, prompt_tokens: int, max_new_tokens: int) -> Segment:
         """A segment enters the queue; its program appears, or leaves TOOL_WAIT. A reused rid names a new segment."""
         program = self.programs.get(hints.program_id or "") or self._open(rid, hints)
-        self._idle.pop(program.key, None)
+        if self._idle.pop(program.key, None) and program.idle_since is not None:
+            self._tools.observe(program.program_class, program.next_tool or "", self.now - program.idle_since)
         segment = Segment(rid, program, hints, self.now, prompt_tokens, max_new_tokens)
         program.live[rid] = segment
         program.segments += 1
@@ -68,6 +78,7 @@ class ProgramTable:
         program = segment.program
         program.running += not segment.running
         segment.running = True
+        self._running[segment.rid] = segment
         program.prefilled += prefilled
         self._account_wait(program)
 
@@ -75,6 +86,7 @@ class ProgramTable:
         """A running segment was retracted or preempted: it waits again, what it generated is kept."""
         segment.program.running -= segment.running
         segment.running = False
+        self._running.pop(segment.rid, None)
         self._account_wait(segment.program)
 
     def serve(self, segment: Segment, generated: int) -> None:
@@ -87,6 +99,8 @@ class ProgramTable:
         if program.live.pop(segment.rid, None) is not segment:
             return
         program.running -= segment.running
+        self._running.pop(segment.rid, None)
+        program.context = segment.prompt_tokens + segment.generated
         program.finished_segments += 1
         program.generated += segment.generated
         if aborted:
@@ -112,13 +126,36 @@ class ProgramTable:
             self._settle(program)
         return True
 
-    def rank(self, asked: Iterable[tuple[Segment, int]]) -> list[str]:
-        """In which order may these waiting segments start? From (segment, uncached tokens) to rids, next one first.
+    def plan(self, waiting: Iterable[tuple[Segment, int]], pool_tokens: int) -> Plan:
+        """Which of these waiting segments may start, in which order? From pairs of a segment and its resident tokens.
 
-        Under `mlfq` programs age first, as Astraea's Algorithm 1 has it.
+        `pool_tokens` is what the KV pools hold, device and host. Under `mlfq` programs age first, as Astraea's
+        Algorithm 1 has it; under `working-set` cold segments may have to wait (see admit.py).
         """
-        segments = [self._view(segment, uncached) for segment, uncached in asked]
-        return rank(self.config.order, segments)
+        segments: dict[str, Segment] = {}
+        views: list[Waiting] = []
+        for segment, resident in waiting:
+            segments[segment.rid] = segment
+            if segment.program.segments == 1:
+                segment.program.shared = resident
+            segment.resident = resident
+            views.append(self._view(segment))
+        ranked = rank(self.config.order, views)
+        if self.config.admission == "none":
+            return Plan([view.rid for view in ranked], frozenset())
+        candidates = []
+        for view in ranked:
+            segment = segments[view.rid]
+            overdue = view.response_ratio > self.config.aging
+            candidates.append(
+                admit.Candidate(view.rid, segment.length, segment.resident, self._output(segment), overdue)
+            )
+        parts = [(s.length, s.program) for s in self._running.values()]
+        parts += [(s.resident, s.program) for s in segments.values()]
+        parts += [(p.context, p) for p in self._due_soon(pool_tokens)]
+        room = self.config.theta * pool_tokens
+        blocked = admit.blocked(candidates, admit.working_set(parts), room, idle=not self._running)
+        return Plan([c.rid for c in candidates], blocked)
 
     def snapshot(self) -> dict[str, Any]:
         """What would a person see? Live programs, those over lately, counters; JSON-ready, in seconds and tokens."""
@@ -168,12 +205,32 @@ class ProgramTable:
             program.waited = program.wait(self.now)
             program.waiting_since = None
 
-    def _view(self, segment: Segment, uncached: int) -> Waiting:
+    def _due_soon(self, pool_tokens: int) -> Iterator[Program]:
+        """Which paused programs' KV will be wanted before the pool could be refilled?
+
+        The longest pause looked at is four refills: what is due soon after a longer one is rare, the walk is not.
+        """
+        refill_s = self.costs.prefill * pool_tokens
+        for program in reversed(self._idle.values()):
+            elapsed = self.now - (program.idle_since or 0.0)
+            if elapsed > 4 * refill_s:
+                return
+            remaining = self._tools.remaining(program.program_class, program.next_tool or "", elapsed)
+            if remaining is None and program.expected_tool_s is not None:
+                remaining = max(0.0, program.expected_tool_s - elapsed)
+            if elapsed < refill_s / 2 if remaining is None else remaining < refill_s:
+                yield program
+
+    def _output(self, segment: Segment) -> float:
         program = segment.program
-        output = self._lengths.predict(
+        predicted = self._lengths.predict(
             program.program_class, program.finished_segments, program.generated, segment.max_new_tokens
         )
-        work = self.costs.work(uncached, max(output - segment.generated, 1.0))
+        return max(predicted - segment.generated, 1.0)
+
+    def _view(self, segment: Segment) -> Waiting:
+        program = segment.program
+        work = self.costs.work(segment.length - segment.resident, self._output(segment))
         view = Waiting(segment.rid, segment.arrived, program.arrived, program.wait(self.now), work, program.level)
         if self.config.order != "mlfq":
             return view

@@ -5,7 +5,7 @@ import logging
 import os
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Set
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -28,6 +28,7 @@ class Engine:
     launched: deque[float] = field(default_factory=lambda: deque(maxlen=8))  # perf_counter seconds; of steps in flight
     stepped: float = 0.0  # perf_counter seconds: when the last step was over
     ticked: float = 0.0  # monotonic seconds: when the last tick was sent
+    blocked: Set[str] = frozenset()  # rids that the gate holds back in this pass
     faults: set[str] = field(default_factory=set)
 
     def fault(self, where: str) -> None:

@@ -57,6 +57,8 @@ SEAMS = (
     Seam(_SCHEDULER + "init_request_dispatcher", "receive ticks and control messages", ("self",), "after", "control:dispatch"),
     Seam(_SCHEDULER + "_add_request_to_queue", "a segment arrives, or is retracted", ("self", "req", "is_retracted"), "after", "lifecycle:queued"),
     Seam(_SCHEDULER + "_get_new_batch_prefill_raw", "a segment is admitted", ("self", "prefill_delayer_single_pass", "running_batch"), "after", "lifecycle:admitted"),
+    Seam(_SCHEDULER + "get_prefill_adder_class", "hold cold segments back", ("self",), "around", "waiting:gated_adder"),
+    Seam("sglang.srt.managers.schedule_policy.PrefillAdder.add_one_req", "where a segment is admitted", ("self", "req")),
     Seam(_SCHEDULER + "run_batch", "when a step was launched", ("self", "batch"), "before", "lifecycle:launched"),
     Seam(_SCHEDULER + "process_batch_result", "a step is over: tokens attained, segments finished", ("self", "batch", "result"), "after", "lifecycle:stepped"),
     Seam(_SCHEDULER + "_release_aborted_request", "a waiting segment was aborted", ("self", "req"), "after", "lifecycle:dropped"),

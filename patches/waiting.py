@@ -1,10 +1,13 @@
 """SGLang's schedule policy, with the waiting queue in the order the program table gives."""
 
+from collections.abc import Callable
 from typing import Any
 
 from sglang.srt.managers.schedule_policy import (
     WAITING_QUEUE_PREFIX_MATCH_MAX,
+    AddReqResult,
     CacheAgnosticPolicy,
+    PrefillAdder,
     SchedulePolicy,
 )
 from sglang.srt.mem_cache.common import match_kv_cache
@@ -17,6 +20,7 @@ class AstraeaSchedulePolicy(SchedulePolicy):
 
     is_astraea = False
     engine: Any = None
+    _turn = 0  # where in the queue the next turn of matches begins
 
     def _validate_and_adjust_policy(self, policy: str, tree_cache: Any) -> Any:
         if policy != POLICY:
@@ -25,7 +29,7 @@ class AstraeaSchedulePolicy(SchedulePolicy):
         return CacheAgnosticPolicy.FCFS  # a known member, so that SGLang's comparisons elsewhere stay valid
 
     def calc_priority(self, waiting_queue: list[Any], running_batch: Any = None, processed_tokens: int = 0) -> None:
-        """Sort the queue in place. A failure of ours leaves it as it is, which is SGLang's first come, first served."""
+        """Sort the queue in place: what may start first, in our order. A failure of ours leaves SGLang's own order."""
         if self.engine is not None:
             try:
                 self._sort_by_program(waiting_queue)
@@ -33,16 +37,55 @@ class AstraeaSchedulePolicy(SchedulePolicy):
                 return
             except Exception:
                 self.engine.fault("order")
+                self.engine.blocked = frozenset()
         super().calc_priority(waiting_queue, running_batch, processed_tokens)
 
     def _sort_by_program(self, waiting_queue: list[Any]) -> None:
-        # Matching costs a tree walk each and refreshes recency: the head last, as it must lose its prefix last. Beyond
-        # SGLang's own bound for lpm the rest keeps what its last match said.
-        for req in reversed(waiting_queue[:WAITING_QUEUE_PREFIX_MATCH_MAX]):
+        for req in reversed(self._due_a_match(waiting_queue)):  # matching refreshes recency: the head must keep longest
             match_kv_cache(req, self.tree_cache)
-        rids = self.engine.table.rank(
-            (req.astraea, max(0, len(req.origin_input_ids) + len(req.output_ids) - req.num_matched_prefix_tokens))
-            for req in waiting_queue
-        )
-        position = {rid: i for i, rid in enumerate(rids)}
-        waiting_queue.sort(key=lambda req: position[req.rid])
+            req.astraea.matched = True
+        residents = [(req.astraea, req.num_matched_prefix_tokens) for req in waiting_queue]
+        plan = self.engine.table.plan(residents, pool_tokens(self.tree_cache))
+        self.engine.blocked = plan.blocked
+        position = {rid: i for i, rid in enumerate(plan.order)}
+        waiting_queue.sort(key=lambda req: (req.rid in plan.blocked, position[req.rid]))
+
+    def _due_a_match(self, waiting_queue: list[Any]) -> list[Any]:
+        """Whose prefix is looked up in this pass? A tree walk each, so: newcomers, the head, and the rest in turn.
+
+        SGLang's own lpm gives up beyond WAITING_QUEUE_PREFIX_MATCH_MAX; half of that goes to the head here.
+        """
+        half = WAITING_QUEUE_PREFIX_MATCH_MAX // 2
+        head, rest = waiting_queue[:half], waiting_queue[half:]
+        if self._turn >= len(rest):
+            self._turn = 0
+        others = rest[: self._turn] + rest[self._turn + half :]
+        turn = rest[self._turn : self._turn + half]
+        self._turn += half
+        return head + turn + [req for req in others if not req.astraea.matched]
+
+
+def pool_tokens(tree_cache: Any) -> int:
+    """How many tokens do the KV pools hold, on the device and on the host?"""
+    controller = getattr(tree_cache, "cache_controller", None)
+    host = controller.mem_pool_host.size if controller is not None else 0
+    return tree_cache.token_to_kv_pool_allocator.size + host
+
+
+def gated_adder(original: Callable[[Any], type[PrefillAdder]], scheduler: Any) -> type[PrefillAdder]:
+    """AROUND Scheduler.get_prefill_adder_class: an adder that stops at the first segment the gate has blocked.
+
+    OTHER ends the pass; NO_TOKEN would shut admission until some request leaves.
+    """
+    adder = original(scheduler)
+    engine = getattr(scheduler, "astraea", None)
+    if engine is None:
+        return adder
+
+    class GatedAdder(adder):
+        def add_one_req(self, req: Any, *args: Any, **kwargs: Any) -> AddReqResult:
+            if req.rid in engine.blocked:
+                return AddReqResult.OTHER
+            return super().add_one_req(req, *args, **kwargs)
+
+    return GatedAdder

@@ -13,9 +13,18 @@ def test_queue_count_alone_gives_its_thresholds():
 
 
 def test_variables_give_every_field():
-    texts = dict(order="mlfq", queues="3", thresholds="50,90", aging="2.5", reap_after="7", max_programs="9")
+    texts = dict(
+        order="mlfq",
+        admission="none",
+        theta="0.5",
+        queues="3",
+        thresholds="50,90",
+        aging="2.5",
+        reap_after="7",
+        max_programs="9",
+    )
     config = Config.from_environment({variable(name): text for name, text in texts.items()})
-    assert config == Config("mlfq", 3, (50, 90), 2.5, 7.0, 9)
+    assert config == Config("mlfq", "none", 0.5, 3, (50, 90), 2.5, 7.0, 9)
 
 
 def test_flags_and_variables_are_named_after_the_field():
@@ -26,6 +35,8 @@ def test_flags_and_variables_are_named_after_the_field():
     ("name", "text", "words"),
     [
         ("order", "fifo", "choose one of fcfs, hrrn, mlfq"),
+        ("admission", "all", "choose one of none, working-set"),
+        ("theta", "1.5", "give a share above 0"),
         ("queues", "0", "give 1 or more"),
         ("queues", "three", "give a whole number"),
         ("thresholds", "1,2", "6 queues take 5 numbers"),

@@ -1,11 +1,16 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from astraea_sglang.order import ORDERS, Waiting, rank
+from astraea_sglang import order as orders
+from astraea_sglang.order import ORDERS, Waiting
 
 
 def seg(rid="a", arrived=0.0, wait=0.0, work=1.0, level=0, program_arrived=0.0) -> Waiting:
     return Waiting(rid, arrived, program_arrived, wait, work, level)
+
+
+def rank(order, queue) -> list[str]:
+    return [segment.rid for segment in orders.rank(order, queue)]
 
 
 seconds = st.floats(0, 1e6)

@@ -25,6 +25,10 @@ def run(t: ProgramTable, segment, tokens: int, *, seconds: float = 1.0):
     t.finish(segment)
 
 
+def rids(t: ProgramTable, *waiting) -> list[str]:
+    return t.plan(waiting, 10_000).order
+
+
 def test_a_program_goes_from_ready_to_running_to_tool_wait_to_done():
     t = table()
     first = arrive(t, "a", next_tool="search")
@@ -164,16 +168,16 @@ def test_aging_returns_a_starved_program_of_the_last_queue_to_the_first():
     run(t, arrive(t, "a"), 300)
     b = arrive(t, "b")
     fresh = arrive(t, "c", program="q")
-    assert t.rank([(b, 100), (fresh, 100)]) == ["c", "b"]
+    assert rids(t, (b, 0), (fresh, 0)) == ["c", "b"]
     t.advance(t.now + 60)
-    assert t.rank([(b, 100), (fresh, 100)]) == ["b", "c"] and b.program.level == 0
+    assert rids(t, (b, 0), (fresh, 0)) == ["b", "c"] and b.program.level == 0
 
 
 def test_cached_prompts_are_shorter_work():
     t = table()
     cold, warm = arrive(t, "cold", program="x"), arrive(t, "warm", program="y")
     t.advance(1.0)
-    assert t.rank([(cold, 5000), (warm, 10)]) == ["warm", "cold"]
+    assert rids(t, (cold, 0), (warm, 90)) == ["warm", "cold"]
 
 
 def test_time_never_goes_back():
@@ -245,7 +249,7 @@ class Storm(RuleBasedStateMachine):
         one, two = self.tables
         assert one.snapshot() == two.snapshot()
         queues = [[(s[i], 50) for _, s in sorted(self.segments.items()) if not s[i].running] for i in (0, 1)]
-        assert one.rank(queues[0]) == two.rank(reversed(queues[1]))
+        assert one.plan(queues[0], 5000) == two.plan(reversed(queues[1]), 5000)
 
     @invariant()
     def books_balance(self):
@@ -271,5 +275,62 @@ def test_the_configured_order_is_the_one_used(order):
     t.advance(1.0)
     late = arrive(t, "late", program="y")
     early.program.level = 1
-    cold_first = t.rank([(early, 50_000), (late, 0)]) == ["early", "late"]
+    cold_first = rids(t, (early, 0), (late, 100)) == ["early", "late"]
     assert cold_first is (order != "mlfq")
+
+
+def paused(t: ProgramTable, program: str, *, tool: str | None = None, context: int = 100) -> None:
+    segment = arrive(t, f"{program}-0", program=program, next_tool=tool)
+    segment.prompt_tokens = context
+    run(t, segment, 0, seconds=0)
+
+
+def gate(t: ProgramTable, pool: int) -> set[str]:
+    """What is blocked for a cold newcomer of 100 tokens beside one running segment of 1 token."""
+    runner = arrive(t, "runner", program="runner")
+    runner.prompt_tokens = 1
+    t.start(runner, 1)
+    fresh = arrive(t, "fresh", program="fresh")
+    fresh.max_new_tokens = 1
+    return set(t.plan([(fresh, 0)], pool).blocked)
+
+
+def test_a_program_paused_a_moment_ago_is_due_back_and_counts():
+    t = table(theta=1.0)
+    paused(t, "p", context=5000)
+    assert gate(t, pool=5101) == {"fresh"} and gate(t, pool=5102) == set()
+
+
+def test_a_program_paused_for_longer_than_half_a_refill_no_longer_counts():
+    t = table(theta=1.0)
+    paused(t, "p", context=5000)
+    t.advance(t.now + 0.6 * t.costs.prefill * 5101)
+    assert gate(t, pool=5101) == set()
+
+
+def test_known_long_tools_do_not_count_and_known_short_ones_do():
+    for seconds, counts in ((60.0, False), (0.01, True)):
+        t = table(theta=1.0)
+        for i in range(4):
+            paused(t, "p", tool="search", context=5000)
+            t.advance(t.now + (seconds if i < 3 else 0.0))
+        assert gate(t, pool=5101) == ({"fresh"} if counts else set())
+
+
+def test_a_prefix_that_programs_share_counts_once():
+    t = table(theta=1.0)
+    segments = [arrive(t, name, program=name) for name in "abc"]
+    for segment in segments:
+        segment.prompt_tokens = 1000
+    assert not t.plan([(s, 900) for s in segments], 2000).blocked
+    for segment in segments:
+        t.start(segment, 100)
+    fresh = arrive(t, "fresh", program="fresh")
+    fresh.max_new_tokens = 1
+    assert not t.plan([(fresh, 0)], 1301).blocked and t.plan([(fresh, 0)], 1300).blocked == {"fresh"}
+
+
+def test_without_admission_nothing_is_blocked():
+    t = table(admission="none")
+    paused(t, "p", context=5000)
+    assert gate(t, pool=10) == set()
