@@ -2,7 +2,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
 
-.PHONY: help setup demo test test-fast lint clean
+.PHONY: help setup demo bench test test-fast lint clean
 
 help:  ## show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -20,6 +20,10 @@ $(READY): pyproject.toml
 demo: $(READY)  ## a fleet of tool-using agents under SGLang's default policy and under astraea
 	$(BIN)/astraea demo --out demo
 
+bench: $(READY)  ## policies at 1.3 x the knee on SGLang's scheduler in virtual time, no GPU (10 minutes on 2 cores)
+	$(BIN)/astraea bench --workload infercept --policies fcfs,lpm,hrrn,astraea,astraea:mlfq --out report/infercept
+	$(BIN)/astraea bench --workload coding --policies fcfs,lpm,hrrn,astraea,astraea:mlfq --out report/coding
+
 test: $(READY)  ## everything, the real server included
 	$(BIN)/python -m pytest
 
@@ -32,4 +36,4 @@ lint: $(READY)  ## ruff and pyright
 	$(BIN)/pyright
 
 clean:  ## remove the virtual environment and what was generated
-	rm -rf .venv demo build *.egg-info .pytest_cache .ruff_cache .hypothesis
+	rm -rf .venv demo report build *.egg-info .pytest_cache .ruff_cache .hypothesis

@@ -1,4 +1,4 @@
-"""The `astraea` command: serve a model, run the demo fleet, build the embedded model."""
+"""The `astraea` command: serve a model, run the demo fleet, compare policies, build the embedded model."""
 
 import os
 import shlex
@@ -98,6 +98,44 @@ def demo(
     from astraea_sglang.fleet.demo import run
 
     raise typer.Exit(run(out, programs=programs, seed=seed))
+
+
+@app.command()
+def bench(
+    out: Annotated[Path, typer.Option(help="Where results go; runs it holds already are not repeated.")] = Path(
+        "report"
+    ),
+    workload: Annotated[str, typer.Option(help="infercept, coding or mixed.")] = "infercept",
+    load: Annotated[
+        float, typer.Option(help="Arrivals, in multiples of the rate at which fcfs begins to thrash.")
+    ] = 1.3,
+    policies: Annotated[
+        str, typer.Option(help="Comma-separated: fcfs, lpm, ..., astraea, astraea:ORDER, astraea:KEY=VALUE,...")
+    ] = "fcfs,lpm,hrrn,astraea",
+    seeds: Annotated[str, typer.Option(help="Comma-separated: of programs and arrivals.")] = "1",
+    device: Annotated[str, typer.Option(help="Whose forward passes are emulated.")] = "h200-llama3.1-8b",
+    programs: Annotated[
+        int | None, typer.Option(min=1, max=100_000, help="How many arrive; the workload's own number if not given.")
+    ] = None,
+    mixed_chunk: Annotated[bool, typer.Option("--mixed-chunk", help="SGLang's --enable-mixed-chunk, for all.")] = False,
+    jobs: Annotated[int | None, typer.Option(min=1, help="Runs side by side; one per core if not given.")] = None,
+) -> None:
+    """Compare policies on SGLang's real scheduler in virtual time: an emulated device, no GPU, minutes for hours."""
+    from astraea_sglang.bench.command import run
+
+    raise typer.Exit(
+        run(
+            out,
+            workload=workload,
+            load=load,
+            policy_list=policies,
+            seed_list=seeds,
+            device_name=device,
+            programs=programs,
+            mixed_chunk=mixed_chunk,
+            jobs=jobs,
+        )
+    )
 
 
 def main() -> None:
