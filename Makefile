@@ -20,9 +20,9 @@ $(READY): pyproject.toml
 demo: $(READY)  ## a fleet of tool-using agents under SGLang's default policy and under astraea
 	$(BIN)/astraea demo --out demo
 
-bench: $(READY)  ## policies at 1.3 x the knee on SGLang's scheduler in virtual time, no GPU (10 minutes on 2 cores)
-	$(BIN)/astraea bench --workload infercept --policies fcfs,lpm,hrrn,astraea,astraea:mlfq --out report/infercept
-	$(BIN)/astraea bench --workload coding --policies fcfs,lpm,hrrn,astraea,astraea:mlfq --out report/coding
+bench: $(READY)  ## policies at 1.3 x the knee on SGLang's scheduler in virtual time, no GPU (12 minutes on 2 cores)
+	$(BIN)/astraea bench --workload infercept --policies fcfs,lpm,hrrn,astraea,astraea:admission=none --out report/infercept
+	$(BIN)/astraea bench --workload coding --policies fcfs,lpm,hrrn,astraea,astraea:admission=none --out report/coding
 
 test: $(READY)  ## everything, the real server included
 	$(BIN)/python -m pytest

@@ -17,6 +17,8 @@ from astraea_sglang.bench import device, workloads
 from astraea_sglang.bench.figures import Spec
 from astraea_sglang.bench.runs import finished, path, run_all
 
+pytestmark = pytest.mark.server  # no server, but SGLang's scheduler in processes of its own: slow
+
 H200 = "h200-llama3.1-8b"
 ALONE = Spec("mixed", 0.0005, "fcfs", 2185, 6, H200, False)  # half an hour between programs, two of them coding
 CROWDED = Spec("infercept", 4.0, "astraea", 1, 40, H200, False)
@@ -70,7 +72,6 @@ def test_the_same_seed_in_another_process_goes_the_same_way_to_the_last_bit(repl
     assert again["passes"] == replayed[1]["passes"]
 
 
-@pytest.mark.server
 @pytest.mark.parametrize("policy", ["fcfs", "lpm", "hrrn", "astraea:mlfq"])
 def test_every_policy_repeats_itself_under_thrash(tmp_path, policy):
     specs = Spec("infercept", 4.0, policy, 1, 150, H200, False)
@@ -79,7 +80,6 @@ def test_every_policy_repeats_itself_under_thrash(tmp_path, policy):
     assert first["recomputed_tokens"] > 1000
 
 
-@pytest.mark.server
 def test_mixed_chunks_leave_a_program_alone_as_it_was_and_relieve_a_crowd(tmp_path):
     alone, apart, mixed = results(
         tmp_path,
@@ -91,7 +91,6 @@ def test_mixed_chunks_leave_a_program_alone_as_it_was_and_relieve_a_crowd(tmp_pa
     assert mixed["engine_mean"] < apart["engine_mean"]
 
 
-@pytest.mark.server
 def test_ctrl_c_keeps_finished_runs_and_the_same_command_goes_on_from_there(tmp_path):
     command = [
         *(sys.executable, "-m", "astraea_sglang.cli", "bench", "--workload", "infercept", "--load", "4", "--jobs", "1"),
@@ -113,7 +112,6 @@ def test_ctrl_c_keeps_finished_runs_and_the_same_command_goes_on_from_there(tmp_
     assert {file: file.stat().st_mtime_ns for file in first} == first
 
 
-@pytest.mark.server
 def test_a_run_that_fails_says_why_and_the_others_go_on(tmp_path):
     command = [
         *(sys.executable, "-m", "astraea_sglang.cli", "bench", "--workload", "infercept", "--programs", "3"),

@@ -9,7 +9,8 @@ import psutil
 import pytest
 
 OWNER = """
-import sys
+import signal, sys
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell ignores it for what it runs in the background
 from pathlib import Path
 from astraea_sglang.serving import run, start
 log = Path(sys.argv[1])
