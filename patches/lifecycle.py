@@ -29,6 +29,7 @@ class Engine:
     stepped: float = 0.0  # perf_counter seconds: when the last step was over
     ticked: float = 0.0  # monotonic seconds: when the last tick was sent
     blocked: Set[str] = frozenset()  # rids that the gate holds back in this pass
+    adder: Any = None  # the PrefillAdder that does so, made once
     faults: set[str] = field(default_factory=set)
 
     def fault(self, where: str) -> None:

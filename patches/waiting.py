@@ -77,15 +77,16 @@ def gated_adder(original: Callable[[Any], type[PrefillAdder]], scheduler: Any) -
 
     OTHER ends the pass; NO_TOKEN would shut admission until some request leaves.
     """
-    adder = original(scheduler)
     engine = getattr(scheduler, "astraea", None)
     if engine is None:
-        return adder
+        return original(scheduler)
+    if engine.adder is None:
 
-    class GatedAdder(adder):
-        def add_one_req(self, req: Any, *args: Any, **kwargs: Any) -> AddReqResult:
-            if req.rid in engine.blocked:
-                return AddReqResult.OTHER
-            return super().add_one_req(req, *args, **kwargs)
+        class GatedAdder(original(scheduler)):
+            def add_one_req(self, req: Any, *args: Any, **kwargs: Any) -> AddReqResult:
+                if req.rid in engine.blocked:
+                    return AddReqResult.OTHER
+                return super().add_one_req(req, *args, **kwargs)
 
-    return GatedAdder
+        engine.adder = GatedAdder
+    return engine.adder
