@@ -45,8 +45,9 @@ What is added to your flags is printed first; a flag you give yourself is never 
   astraea serve meta-llama/Llama-3.1-8B-Instruct --tp 2 --astraea-order mlfq
   astraea serve smollm2 --schedule-policy lpm          (SGLang's own policy, for comparison)
 
-The scheduler's own flags: --astraea-order, --astraea-queues, --astraea-thresholds, --astraea-aging,
---astraea-reap-after, --astraea-max-programs. `astraea serve smollm2 --help` lists them after SGLang's."""
+The scheduler's own flags: --astraea-order, --astraea-admission, --astraea-theta, --astraea-queues,
+--astraea-thresholds, --astraea-aging, --astraea-reap-after, --astraea-max-programs.
+`astraea serve smollm2 --help` explains them after SGLang's."""
 
 
 @app.command(
