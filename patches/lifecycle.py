@@ -115,8 +115,8 @@ def stepped(engine: Engine, scheduler: Any, result: None, batch: Any, outcome: A
 
 
 @softly
-def dropped(engine: Engine, scheduler: Any, result: None, req: Any) -> None:
-    """AFTER Scheduler._release_aborted_request: a segment was aborted before it ran."""
+def dropped(engine: Engine, scheduler: Any, result: None, abort_req: Any, req: Any) -> None:
+    """AFTER Scheduler.send_abort_output: a segment was aborted while it waited, or found no memory even alone."""
     if getattr(req, "astraea", None) is not None:
         segment, req.astraea = req.astraea, None
         engine.table.finish(segment, aborted=True)

@@ -114,6 +114,16 @@ def test_a_program_whose_client_vanished_mid_generation_is_aborted_and_reaped(cl
     assert (finished(client, "cut") or {})["why"] == "reaped"
 
 
+def test_a_program_whose_client_vanished_in_the_queue_waits_no_longer(client, server_url):
+    blockers = [in_background(server_url, session_id=f"ahead-{i}", **LONG) for i in range(2)]
+    eventually(client, lambda: all((row(client, f"ahead-{i}") or {}).get("state") == "RUNNING" for i in range(2)))
+    with httpx.Client(base_url=server_url, timeout=1) as impatient, pytest.raises(httpx.ReadTimeout):
+        generate(impatient, session_id="queued")
+    eventually(client, lambda: (row(client, "queued") or {}).get("state") == "TOOL_WAIT")
+    for blocker in blockers:
+        blocker.join()
+
+
 def test_an_announced_end_ends_a_paused_program(client):
     generate(client, session_id="ended")
     assert client.post("/astraea/events", json={"event": "program_end", "program_id": "ended"}).json() == {
