@@ -133,23 +133,22 @@ class ProgramTable:
         Algorithm 1 has it; under `working-set` cold segments may have to wait (see admit.py).
         """
         segments: dict[str, Segment] = {}
+        outputs: dict[str, float] = {}
         views: list[Waiting] = []
         for segment, resident in waiting:
             segments[segment.rid] = segment
             if segment.program.segments == 1:
                 segment.program.shared = resident
             segment.resident = resident
-            views.append(self._view(segment))
+            outputs[segment.rid] = output = self._output(segment)
+            views.append(self._view(segment, output))
         ranked = rank(self.config.order, views)
         if self.config.admission == "none":
             return Plan([view.rid for view in ranked], frozenset())
         candidates = []
         for view in ranked:
-            segment = segments[view.rid]
-            overdue = view.response_ratio > self.config.aging
-            candidates.append(
-                admit.Candidate(view.rid, segment.length, segment.resident, self._output(segment), overdue)
-            )
+            segment, overdue = segments[view.rid], view.response_ratio > self.config.aging
+            candidates.append(admit.Candidate(view.rid, segment.length, segment.resident, outputs[view.rid], overdue))
         parts = [(s.length, s.program) for s in self._running.values()]
         parts += [(s.resident, s.program) for s in segments.values()]
         parts += [(p.context, p) for p in self._due_soon(pool_tokens)]
@@ -228,9 +227,9 @@ class ProgramTable:
         )
         return max(predicted - segment.generated, 1.0)
 
-    def _view(self, segment: Segment) -> Waiting:
+    def _view(self, segment: Segment, output: float) -> Waiting:
         program = segment.program
-        work = self.costs.work(segment.length - segment.resident, self._output(segment))
+        work = self.costs.work(segment.length - segment.resident, output)
         view = Waiting(segment.rid, segment.arrived, program.arrived, program.wait(self.now), work, program.level)
         if self.config.order != "mlfq":
             return view
