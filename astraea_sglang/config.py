@@ -28,9 +28,7 @@ class Config:
         (), f"generated tokens of a segment above which its program moves one queue down; "
         f"one number per queue but the last, comma-separated (default: {QUEUE_STEP},{2 * QUEUE_STEP},...)"
     )  # fmt: skip
-    aging: float = _setting(
-        10.0, "response ratio above which a program leaves the last queue for the first, and no cold segment passes it"
-    )
+    aging: float = _setting(10.0, "response ratio above which a program in the last queue returns to the first")
     reap_after: float = _setting(3600.0, "seconds after which a program is forgotten that neither waits nor runs")
     max_programs: int = _setting(100_000, "programs remembered at once; beyond, the longest idle one is forgotten")
 

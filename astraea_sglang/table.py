@@ -147,7 +147,7 @@ class ProgramTable:
             return Plan([view.rid for view in ranked], frozenset())
         candidates = []
         for view in ranked:
-            segment, overdue = segments[view.rid], view.response_ratio > self.config.aging
+            segment, overdue = segments[view.rid], view.response_ratio > admit.OVERDUE
             candidates.append(admit.Candidate(view.rid, segment.length, segment.resident, outputs[view.rid], overdue))
         parts = [(s.length, s.program) for s in self._running.values()]
         parts += [(s.resident, s.program) for s in segments.values()]
