@@ -139,6 +139,16 @@ def bench(
     )
 
 
+@app.command()
+def bench_core(
+    out: Annotated[Path, typer.Option(help="Where core.json goes.")] = Path("report/core"),
+) -> None:
+    """Time the policy itself: a pass over the waiting queue beside SGLang's lpm, a step, and what memory it takes."""
+    from astraea_sglang.bench.core import run
+
+    raise typer.Exit(run(out))
+
+
 def main() -> None:
     """Entry point of `astraea`: an error raised on purpose ends it with one line and exit code 2."""
     try:

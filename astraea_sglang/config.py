@@ -9,6 +9,7 @@ from astraea_sglang.errors import ConfigError
 from astraea_sglang.order import ORDERS
 
 ADMISSIONS = ("none", "working-set")
+PREDICTIONS = ("both", "declared", "learned", "off")
 QUEUE_STEP = 128  # tokens; the paper's thresholds are unknown, a public re-implementation uses 128, 256, 384, 512, 640
 
 
@@ -23,12 +24,17 @@ class Config:
     order: str = _setting("hrrn", f"which waiting segment goes next: {', '.join(sorted(ORDERS))}")
     admission: str = _setting("working-set", f"which waiting segments may start at all: {', '.join(ADMISSIONS)}")
     theta: float = _setting(0.9, "share of the KV pool that the working set may fill before a cold segment must wait")
+    prediction: str = _setting(
+        "both", f"what tells what is left of a program: {', '.join(PREDICTIONS)} (declared structure, history)"
+    )
+    history: str = _setting("", "a file that keeps what was learned across restarts; written once a minute")
     queues: int = _setting(6, "how many queues the mlfq order has")
     thresholds: tuple[int, ...] = _setting(
         (), f"generated tokens of a segment above which its program moves one queue down; "
         f"one number per queue but the last, comma-separated (default: {QUEUE_STEP},{2 * QUEUE_STEP},...)"
     )  # fmt: skip
     aging: float = _setting(10.0, "response ratio above which a program in the last queue returns to the first")
+    patience: float = _setting(50.0, "how often what it takes alone a program may wait before it goes first")
     reap_after: float = _setting(3600.0, "seconds after which a program is forgotten that neither waits nor runs")
     max_programs: int = _setting(100_000, "programs remembered at once; beyond, the longest idle one is forgotten")
 
@@ -37,6 +43,8 @@ class Config:
             raise _error("order", self.order, f"choose one of {', '.join(sorted(ORDERS))}")
         if self.admission not in ADMISSIONS:
             raise _error("admission", self.admission, f"choose one of {', '.join(ADMISSIONS)}")
+        if self.prediction not in PREDICTIONS:
+            raise _error("prediction", self.prediction, f"choose one of {', '.join(PREDICTIONS)}")
         if not 0 < self.theta <= 1:
             raise _error("theta", self.theta, "give a share above 0, at most 1")
         if self.queues < 1:
@@ -49,6 +57,8 @@ class Config:
             raise _error("thresholds", _text(self.thresholds), "give rising numbers above 0")
         if not self.aging > 1:
             raise _error("aging", self.aging, "a response ratio is at least 1: give more than 1")
+        if not self.patience > 0:
+            raise _error("patience", self.patience, "give more than 0")
         if not self.reap_after > 0:
             raise _error("reap_after", self.reap_after, "give more than 0 seconds")
         if self.max_programs < 1:

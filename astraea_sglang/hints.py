@@ -9,6 +9,9 @@ The payload of a `kv_hints` action `astraea.program`, or of `custom_params["astr
     expected_tool_duration_ms  how long that call will take
     final                      true on the program's last segment
     parent_id                  as program_id: the program that started this one
+    structure                  what the program's class can do, see structure.py; once, later by `structure_ref`
+    structure_ref              its digest
+    node                       at most 128: this segment's node of that structure
 """
 
 import json
@@ -18,10 +21,12 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from astraea_sglang.errors import HintError
+from astraea_sglang.structure import ProgramStructure
+from astraea_sglang.structure import parse as parse_structure
 
 ID_LENGTH = 256
 NAME_LENGTH = 128
-PAYLOAD_LENGTH = 16_384  # characters of JSON text
+PAYLOAD_LENGTH = 65_536  # characters of JSON text
 MAX_DURATION_MS = 7 * 24 * 3600 * 1000.0
 MAX_SEGMENT = 1_000_000
 
@@ -37,11 +42,17 @@ class Hints:
     expected_tool_s: float | None = None
     final: bool = False
     parent_id: str | None = None
+    structure: ProgramStructure | None = None
+    structure_ref: str | None = None
+    node: str | None = None
     ignored: tuple[str, ...] = field(default=(), compare=False)
     clipped: tuple[str, ...] = field(default=(), compare=False)
 
 
-KEYS = {"program_id", "program_class", "segment", "next_tool", "expected_tool_duration_ms", "final", "parent_id"}
+KEYS = {
+    "program_id", "program_class", "segment", "next_tool", "expected_tool_duration_ms", "final", "parent_id",
+    "structure", "structure_ref", "node",
+}  # fmt: skip
 
 
 def parse(payload: object) -> Hints:
@@ -57,6 +68,8 @@ def parse(payload: object) -> Hints:
     final = payload.get("final", False)
     if not isinstance(final, bool):
         raise HintError(f"final is {_kind(final)}; send true or false")
+    structure = payload.get("structure")
+    parsed = None if structure is None else parse_structure(structure)
     return Hints(
         program_id=_text(payload, "program_id", ID_LENGTH),
         program_class=_text(payload, "program_class", NAME_LENGTH) or "",
@@ -65,8 +78,11 @@ def parse(payload: object) -> Hints:
         expected_tool_s=None if duration_ms is None else duration_ms / 1000,
         final=final,
         parent_id=_text(payload, "parent_id", ID_LENGTH),
+        structure=parsed,
+        structure_ref=_text(payload, "structure_ref", NAME_LENGTH),
+        node=_text(payload, "node", NAME_LENGTH),
         ignored=tuple(sorted(str(key)[:NAME_LENGTH] for key in payload if key not in KEYS)),
-        clipped=clipped_ms + clipped_segment,
+        clipped=clipped_ms + clipped_segment + (parsed.clipped if parsed else ()),
     )
 
 
@@ -89,6 +105,9 @@ def payload(hints: Hints) -> dict[str, Any]:
         "expected_tool_duration_ms": duration_ms,
         "final": hints.final or None,
         "parent_id": hints.parent_id,
+        "structure": hints.structure and hints.structure.payload(),
+        "structure_ref": hints.structure_ref,
+        "node": hints.node,
     }
     return {key: value for key, value in values.items() if value is not None}
 

@@ -1,50 +1,129 @@
-"""Which waiting segment goes next? One key function per order, smallest key first; pure, and total down to `rid`."""
+"""Which waiting segment goes next? One key function per order, smallest key first; pure, and total down to `rid`.
+
+A user's own priority stands above every order as strict tiers. Within a tier no program waits for ever: once it has
+waited `--astraea-patience` times as long as it would take alone (T), it is overdue and goes before every program that
+is not, the oldest first, so that from then on only programs that began earlier still pass it (`fcfs` and `program-fcfs`
+let no others pass anyway). `srpt` alone gives no such promise: there a long program waits while shorter ones come.
+"""
 
 from collections.abc import Callable, Iterable
-from typing import NamedTuple
+from dataclasses import dataclass
+
+BETA = 1.0  # worth of a resident token, in refills of it
+GAMMA = 0.5  # how much a program's wait lifts it: 0 is srpt, large values are the paper's HRRN
+LEAST = 0.05  # of the remaining work: what residency cannot take off
 
 
-class Waiting(NamedTuple):
-    """A waiting segment as an order sees it: plain data, equal on every tensor-parallel rank."""
+@dataclass(slots=True)
+class Waiting:
+    """A waiting segment as orders and the gate see it: plain data, equal on every tensor-parallel rank.
+
+    Times in seconds, lengths in tokens.
+    """
 
     rid: str
-    arrived: float  # seconds: when this segment entered the queue
-    program_arrived: float  # seconds
-    wait: float  # seconds: W(R), what the program's segments have spent waiting, this one included
-    work: float  # seconds: T_proc(S), predicted compute time of this segment, above zero
+    arrived: float  # when this segment entered the queue
+    born: float  # when the run that its program belongs to began
+    tier: int = 0  # of the user's priority, smallest first
+    wait: float = 0.0  # W: what the run's segments have spent waiting, this one included
+    left: float = 1.0  # R: engine time of what is left of the program, tokens computed before left out; above zero
+    alone: float = 1.0  # T: how long the whole program takes alone on the engine; above zero
+    decode: float = 1.0  # of what this segment will generate; above zero
+    prefill: float = 0.0  # per prompt token
+    length: int = 0  # of the prompt
+    known: int = 0  # of it, computed before
+    resident: int = 0  # of it, in the radix tree (host copies included)
+    reserve: float = 0.0  # what it will generate, predicted
+    attained: int = 0  # the program's attained service
     level: int = 0  # the program's queue in the Stateful-MLFQ
+    retracted: bool = False
+    started: bool = True  # a segment of its program has run before
+    overdue: bool = False  # its program has waited for longer than anyone should
+
+    @property
+    def work(self) -> float:
+        """T_proc(S): predicted compute time of this segment (Astraea 4.2), without the tokens that are resident."""
+        return self.prefill * (self.length - self.resident) + self.decode
 
     @property
     def response_ratio(self) -> float:
-        """How overdue is it? (W(R) + T_proc(S)) / T_proc(S), at least 1 (Astraea eq. 4)."""
-        return (self.wait + self.work) / self.work
+        """How overdue is this segment? (W(R) + T_proc(S)) / T_proc(S), at least 1 (Astraea eq. 4)."""
+        return 1 + self.wait / self.work
 
 
-Order = Callable[[Waiting], tuple[float | str, ...]]
+Key = tuple[float | str, ...]
+Order = Callable[[Waiting], Key]
 
 
-def by_arrival(segment: Waiting) -> tuple[float | str, ...]:
+def by_arrival(segment: Waiting) -> Key:
     """First come, first served, segment by segment: what SGLang does by default."""
     return (segment.arrived, segment.rid)
 
 
-def by_response_ratio(segment: Waiting) -> tuple[float | str, ...]:
-    """Highest response ratio next: short work first, but a program's accumulated wait lifts it (Astraea eq. 4)."""
-    return (-segment.response_ratio, segment.program_arrived, segment.rid)
+def by_program_arrival(segment: Waiting) -> Key:
+    """First come, first served, program by program; a sub-agent came with its parent."""
+    return (segment.born, segment.arrived, segment.rid)
 
 
-def by_queue_then_response_ratio(segment: Waiting) -> tuple[float | str, ...]:
+def by_attained_service(segment: Waiting) -> Key:
+    """Program-level least attained service, tokens prefilled and generated (PLAS of Autellix, arXiv 2502.13965).
+
+    Autellix rounds service to a few queues so that preempted programs do not swap places; nothing is preempted here.
+    """
+    return (segment.attained, segment.born, segment.rid)
+
+
+def by_remaining_work(segment: Waiting) -> Key:
+    """Shortest remaining program work first, as predicted, what it has lost and must recompute included."""
+    return (segment.left + segment.prefill * (segment.known - segment.resident), segment.born, segment.rid)
+
+
+def by_response_ratio(segment: Waiting) -> Key:
+    """The default: highest response ratio over remaining *program* work.
+
+    k = max(0.05 R, R + miss - beta * refill) / (1 + W / T)^gamma, small first: R is what is left of the program, miss
+    what it has lost and must compute again (less what others have computed for it), refill what it would lose if it
+    were evicted now. With R = T = T_proc(S),
+    (1 + W / T) is the response ratio of Astraea's eq. 4, and k^(1/gamma) = R^(1/gamma) / ratio: as gamma grows the
+    order becomes eq. 4, highest ratio first; gamma = 0 is `srpt` with a bonus for residency. Eq. 4 itself is
+    `mlfq` with one queue.
+    """
+    known, resident = segment.known, segment.resident
+    work = segment.left + segment.prefill * (known - resident - BETA * min(known, resident))
+    return (max(work, LEAST * segment.left) / (1 + segment.wait / segment.alone) ** GAMMA, segment.born, segment.rid)
+
+
+def by_queue_then_response_ratio(segment: Waiting) -> Key:
     """Stateful-MLFQ: the first non-empty queue, and within it the highest response ratio (Astraea Algorithm 1)."""
-    return (segment.level, *by_response_ratio(segment))
+    return (segment.level, -segment.response_ratio, segment.born, segment.rid)
+
+
+def by_continuum(segment: Waiting) -> Key:
+    """Continuum (arXiv 2511.02230): what was preempted first, then the program that came first."""
+    return (not segment.retracted, segment.born, segment.arrived, segment.rid)
 
 
 ORDERS: dict[str, Order] = {
+    "continuum": by_continuum,
     "fcfs": by_arrival,
     "hrrn": by_response_ratio,
     "mlfq": by_queue_then_response_ratio,
+    "plas": by_attained_service,
+    "program-fcfs": by_program_arrival,
+    "srpt": by_remaining_work,
 }
+WITHOUT_PATIENCE = ("fcfs", "program-fcfs", "srpt")
 
 
 def rank(order: str, segments: Iterable[Waiting]) -> list[Waiting]:
     """In which order may the waiting segments start? Next one first; KeyError on an unknown order."""
-    return sorted(segments, key=ORDERS[order])
+    key = ORDERS[order]
+    if order in WITHOUT_PATIENCE:
+        return sorted(segments, key=lambda segment: (segment.tier, *key(segment)))
+
+    def patient(segment: Waiting) -> Key:
+        if segment.overdue:
+            return (segment.tier, 0, segment.born, segment.arrived, segment.rid)
+        return (segment.tier, 1, *key(segment))
+
+    return sorted(segments, key=patient)

@@ -1,115 +1,95 @@
-"""How long will a segment compute? Its output length from history, and the measured cost of a token on this engine."""
+"""What is left of a program? Declared structure is the prior, learned history takes over as samples arrive."""
 
-from bisect import bisect_right
-from collections import deque
-from statistics import median
-from typing import NamedTuple
+from typing import Any
+
+from astraea_sglang.history import END, FORMAT, History, Rest
+from astraea_sglang.program import Program, Segment
+from astraea_sglang.structure import Node
+from astraea_sglang.tooltimes import ToolTimes
 
 PRIOR_OUTPUT = 128.0  # tokens; InferCept's mean segment, until something has been seen
-PRIOR_WEIGHT = 2.0  # a program's own mean counts in full only after a few segments
-CLASS_MEMORY = 64  # segments over which a class mean forgets
-MAX_CLASSES = 4096
+PRIOR_NEW = 64.0  # tokens a tool's answer adds; InferCept's default
+OWN_WEIGHT = 2.0  # a program's own mean counts in full only after a few segments
 
 
-class Costs(NamedTuple):
-    """What does a token cost on this engine, in seconds? The defaults only stand until the first steps are measured."""
+class Predictor:
+    """Everything that is learned, and what to make of it. `mode` is one of config.PREDICTIONS.
 
-    prefill: float = 3e-5  # per uncached prompt token
-    decode: float = 1e-2  # per generated token: the time of a decode step
+    `declared` uses what clients declare and learns nothing, `learned` the other way round; `off` expects a program to
+    do as much again as it has done, which makes orders by remaining work orders by attained service.
+    """
 
-    def work(self, uncached: int, output: float) -> float:
-        """T_comp(S) = f_prefill(n_in) + n_gen * avg_decode_latency_per_token, seconds (Astraea 4.2); never zero.
+    def __init__(self, mode: str = "both") -> None:
+        self.declares = mode in ("both", "declared")
+        self.learns = mode in ("both", "learned")
+        self.history = History()
+        self.tools = ToolTimes()
 
-        n_in are the prompt tokens the radix tree does not hold: the others cost nothing to compute.
-        """
-        return max(self.prefill * uncached + self.decode * output, 1e-9)
+    def arrived(self, segment: Segment, before: str | None) -> tuple[float, Rest]:
+        """A segment came, after the node `before`: how many tokens will it generate, and what does its program then?"""
+        program = segment.program
+        if self.learns and not program.anonymous:
+            new = segment.prompt_tokens - segment.known
+            self.history.arrived(program.program_class, before, segment.node, new)
+        declared = self._declared(program, segment.declared)
+        prior = declared.expected_tokens if declared and declared.expected_tokens is not None else PRIOR_OUTPUT
+        output = self.history.output(program.program_class, segment.node, prior)
+        if declared is None:
+            output = (program.generated + OWN_WEIGHT * output) / (program.finished_segments + OWN_WEIGHT)
+        output = max(1.0, min(output, segment.max_new_tokens))
+        return output, self._later(segment, output)
 
+    def finished(self, segment: Segment) -> None:
+        """A segment ran to its end."""
+        if self.learns:
+            self.history.generated(segment.program.program_class, segment.node, segment.generated)
 
-class StepCosts:
-    """Measures `Costs` from finished steps: medians, so that a page fault or a compilation does not count."""
+    def ended(self, program: Program) -> None:
+        """A program is over: no segment follows the last one."""
+        if self.learns and program.node is not None and not program.anonymous:
+            self.history.ended(program.program_class, program.node)
 
-    WINDOW = 65  # steps
+    def returned(self, program: Program, seconds: float) -> None:
+        """A program's tool took `seconds`."""
+        if self.learns:
+            self.tools.observe(program.program_class, program.next_tool or "", seconds)
 
-    def __init__(self) -> None:
-        self._prefill: deque[tuple[int, float]] = deque(maxlen=self.WINDOW)
-        self._decode: deque[float] = deque(maxlen=self.WINDOW)
+    def tool_remaining(self, program: Program, elapsed: float) -> float | None:
+        """For how many seconds will a paused program's tool still run? The median; None if nothing is known."""
+        remaining = self.tools.median(program.program_class, program.next_tool or "", elapsed)
+        if remaining is None and self.declares and program.expected_tool_s is not None:
+            return max(0.0, program.expected_tool_s - elapsed)
+        return remaining
 
-    def prefilled(self, tokens: int, seconds: float) -> None:
-        """A step took `seconds` to prefill `tokens`."""
-        if tokens > 0 and seconds > 0:
-            self._prefill.append((tokens, seconds))
+    def dump(self) -> dict[str, Any]:
+        """Everything learned, JSON-ready: what `load` reads back in another process."""
+        return {"format": FORMAT, "classes": self.history.dump(), "tools": self.tools.dump()}
 
-    def decoded(self, seconds: float) -> None:
-        """A step took `seconds` to give every running segment one token."""
-        if seconds > 0:
-            self._decode.append(seconds)
+    def load(self, dumped: Any) -> None:
+        """Take what `dump` gave. Raises ValueError when it has another form; then nothing is taken."""
+        history, tools = History(), ToolTimes()
+        try:
+            if dumped["format"] != FORMAT:
+                raise ValueError(f"format {dumped['format']!r} is not {FORMAT}")
+            history.load(dumped["classes"])
+            tools.load(dumped["tools"])
+        except (TypeError, KeyError, IndexError, AttributeError) as error:
+            raise ValueError(f"not a history of ours ({error!r})") from None
+        self.history, self.tools = history, tools
 
-    def costs(self) -> Costs:
-        """What does a token cost now?
+    def _later(self, segment: Segment, output: float) -> Rest:
+        program, node = segment.program, segment.declared
+        if program.closing or program.anonymous:
+            return END
+        if node is not None and program.structure is not None and self._declared(program, node):
+            after = program.structure.after(node, program.visits.get(node, 1), PRIOR_OUTPUT)
+            prior = Rest(after.segments, after.new_tokens, after.expected_tokens)
+        else:  # as much again as it has done
+            done = program.segments
+            prior = Rest(done, done * PRIOR_NEW, done * output)
+        return self.history.rest(program.program_class, segment.node, prior) if self.learns else prior
 
-        A prefill step has a fixed cost, too, which short ones are all of: the cost of a token is the slope between
-        the medians of the shorter and of the longer half of the steps (Brown and Mood's line).
-        """
-        prior = Costs()
-        return Costs(self._slope() or prior.prefill, median(self._decode) if self._decode else prior.decode)
-
-    def _slope(self) -> float | None:
-        steps = sorted(self._prefill)
-        half = len(steps) // 2
-        if not half:
+    def _declared(self, program: Program, node: str | None) -> Node | None:
+        if not self.declares or program.structure is None or node is None:
             return None
-        (x0, y0), (x1, y1) = ((median(t for t, _ in h), median(s for _, s in h)) for h in (steps[:half], steps[-half:]))
-        return (y1 - y0) / (x1 - x0) if x1 > x0 and y1 > y0 else None
-
-
-class OutputLengths:
-    """How many tokens will a segment generate? Its program's mean, pulled towards its class's mean, or the prior."""
-
-    def __init__(self) -> None:
-        self._classes: dict[str, tuple[int, float]] = {}
-
-    def observe(self, program_class: str, tokens: int) -> None:
-        """A segment of this class generated `tokens`. Memory is bounded: the class unseen for longest is forgotten."""
-        count, mean = self._classes.pop(program_class, (0, 0.0))
-        count = min(count + 1, CLASS_MEMORY)
-        self._classes[program_class] = count, mean + (tokens - mean) / count
-        if len(self._classes) > MAX_CLASSES:
-            del self._classes[next(iter(self._classes))]
-
-    def predict(self, program_class: str, finished: int, generated: int, max_new_tokens: int) -> float:
-        """How many tokens will the next segment of a program generate that `generated` so many in `finished` segments?
-
-        At least one, at most `max_new_tokens`.
-        """
-        _, mean = self._classes.get(program_class, (0, PRIOR_OUTPUT))
-        return max(1.0, min((generated + PRIOR_WEIGHT * mean) / (finished + PRIOR_WEIGHT), max_new_tokens))
-
-
-class ToolTimes:
-    """How much longer will a tool take that has run for so long? From the last times of its (program class, tool)."""
-
-    MEMORY = 64  # calls
-    ENOUGH = 3  # calls, before history counts
-
-    def __init__(self) -> None:
-        self._seconds: dict[tuple[str, str], deque[float]] = {}
-
-    def observe(self, program_class: str, tool: str, seconds: float) -> None:
-        """A call took `seconds`. Memory is bounded: the tool unseen for longest is forgotten."""
-        times = self._seconds.pop((program_class, tool), None) or deque(maxlen=self.MEMORY)
-        times.append(seconds)
-        self._seconds[program_class, tool] = times
-        if len(self._seconds) > MAX_CLASSES:
-            del self._seconds[next(iter(self._seconds))]
-
-    def remaining(self, program_class: str, tool: str, elapsed: float) -> float | None:
-        """What is the median of the remaining seconds, given `elapsed`? None without enough history.
-
-        Infinite for a call that outlasts all of history: with heavy tails, such a call lasts.
-        """
-        times = self._seconds.get((program_class, tool), ())
-        if len(times) < self.ENOUGH:
-            return None
-        longer = sorted(times)
-        longer = longer[bisect_right(longer, elapsed) :]
-        return median(longer) - elapsed if longer else float("inf")
+        return program.structure.segment(node) if program.structure.has_segment(node) else None

@@ -4,6 +4,9 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 
 from astraea_sglang.hints import Hints
+from astraea_sglang.history import END, Rest
+from astraea_sglang.order import Waiting
+from astraea_sglang.structure import ProgramStructure
 
 
 class State(StrEnum):
@@ -22,13 +25,21 @@ class Segment:
     rid: str
     program: "Program"
     hints: Hints
+    declared: str | None  # its node of the declared structure
+    node: str  # the same as learned history knows it
     arrived: float  # seconds
     prompt_tokens: int
     max_new_tokens: int
+    tier: int  # of the user's own priority, 0 first
+    known: int  # tokens of it that were computed before: those the radix tree lacks are computed again
+    output: float = 1.0  # tokens it will generate, predicted when it arrived
+    later: Rest = END  # what its program does after it, predicted when it arrived
+    view: Waiting | None = None  # what an order sees of it, made when it is first planned
+    priced: int = -1  # which prices the view was made with
     generated: int = 0  # tokens
-    resident: int = 0  # tokens of it that the radix tree held when last looked up
-    matched: bool = False  # it has been looked up
+    matched: bool = False  # it has been looked up in the radix tree
     running: bool = False
+    retracted: bool = False
 
     @property
     def length(self) -> int:
@@ -43,21 +54,32 @@ class Program:
     id: str
     program_class: str
     arrived: float
+    born: float  # seconds: when the run it belongs to began; a sub-agent's is its parent's
     parent_id: str | None = None
     anonymous: bool = False  # a request that named no program: one segment, then done
+    structure: ProgramStructure | None = None
+    node: str | None = None  # of the segment that arrived last
+    visits: dict[str, int] = field(default_factory=dict)  # segments at each declared node
     segments: int = 0  # arrived so far
+    started: bool = False  # one of them has run
     finished_segments: int = 0
     generated: int = 0  # tokens, of finished segments
     prefilled: int = 0  # tokens computed, recomputed ones included
     context: int = 0  # tokens: what its next segment will find of it, if nothing is evicted
+    resident: int = 0  # of those, tokens in the radix tree
+    tail: object = None  # the radix tree's handle for the end of its path, while it is paused
     shared: int = 0  # tokens of its prompt that were resident before it existed: others use them, too
     level: int = 0  # queue of the Stateful-MLFQ
     next_tool: str | None = None
     expected_tool_s: float | None = None
     closing: str | None = None  # why it is done once no segment lives: "final" segment arrived, or "ended" from outside
     waited: float = 0.0  # seconds, without the wait that goes on now
+    inherited_wait: float = 0.0  # seconds a sub-agent's parent had waited when it came
+    alone: float = 0.0  # seconds its segments so far would have taken alone on this engine, a parent's included
     waiting_since: float | None = None
     idle_since: float | None = None
+    due: bool = False  # paused, and likely back before the pool could be refilled: as of due_seen
+    due_seen: float = float("-inf")
     live: dict[str, Segment] = field(default_factory=dict)
     running: int = 0  # live segments that are in a batch
 

@@ -1,17 +1,23 @@
 """What does the engine know of its programs? The only mutable owner of program state; its clock is passed in."""
 
+import math
 from collections import Counter, deque
-from collections.abc import Iterable, Iterator, Set
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-from astraea_sglang import admit, mlfq
+from astraea_sglang import mlfq
 from astraea_sglang.config import Config
+from astraea_sglang.costs import Costs
 from astraea_sglang.hints import Hints
-from astraea_sglang.order import Waiting, rank
-from astraea_sglang.predict import Costs, OutputLengths, ToolTimes
+from astraea_sglang.history import position, visit
+from astraea_sglang.plan import Plan, Planner, Pool
+from astraea_sglang.predict import Predictor
 from astraea_sglang.program import Program, Segment
+from astraea_sglang.structure import ProgramStructure, digest
 
 FINISHED_KEPT = 256  # programs
+MAX_STRUCTURES = 1024
+MAX_VISITS = 16  # declared nodes of a program whose segments are counted
 
 
 class Finished(NamedTuple):
@@ -26,13 +32,6 @@ class Finished(NamedTuple):
     attained: int
 
 
-class Plan(NamedTuple):
-    """What may happen to the waiting queue now: every rid, next one first, and those that must not start."""
-
-    order: list[str]
-    blocked: Set[str]
-
-
 class ProgramTable:
     """Programs and their live segments. Equal calls in equal order give equal tables on every tensor-parallel rank."""
 
@@ -43,14 +42,18 @@ class ProgramTable:
         self.counts: Counter[str] = Counter()
         self.programs: dict[str, Program] = {}
         self.finished: deque[Finished] = deque(maxlen=FINISHED_KEPT)
+        self.predictor = Predictor(config.prediction)
         self._idle: dict[str, Program] = {}  # in the order of idle_since, so that reaping looks at the first only
         self._running: dict[str, Segment] = {}
-        self._lengths = OutputLengths()
-        self._tools = ToolTimes()
+        self.structures: dict[str, ProgramStructure] = {}  # by digest
+        self._planner = Planner(config, self.predictor)
 
     def advance(self, now: float, costs: Costs | None = None) -> None:
         """The time is `now` (it never goes back), tokens cost `costs`; programs idle beyond `reap_after` are reaped."""
-        self.now = max(self.now, now)
+        if not math.isfinite(now) or now < self.now - 1:
+            self.counts["clock_steps_refused"] += 1
+        else:
+            self.now = max(self.now, now)
         self.costs = costs or self.costs
         while self._idle:
             program = next(iter(self._idle.values()))
@@ -58,18 +61,24 @@ class ProgramTable:
                 break
             self._remove(program, "reaped")
 
-    def arrive(self, rid: str, hints: Hints, prompt_tokens: int, max_new_tokens: int) -> Segment:
+    def arrive(self, rid: str, hints: Hints, prompt_tokens: int, max_new_tokens: int, *, tier: int = 0) -> Segment:
         """A segment enters the queue; its program appears, or leaves TOOL_WAIT. A reused rid names a new segment."""
         program = self.programs.get(hints.program_id or "") or self._open(rid, hints)
         if self._idle.pop(program.key, None) and program.idle_since is not None:
-            self._tools.observe(program.program_class, program.next_tool or "", self.now - program.idle_since)
-        segment = Segment(rid, program, hints, self.now, prompt_tokens, max_new_tokens)
+            self.predictor.returned(program, self.now - program.idle_since)
+        before = program.node
+        declared = self._declared(program, hints)
+        node = visit(declared, program.visits.get(declared, 1)) if declared else position(program.segments)
+        known = min(program.context, prompt_tokens)
+        segment = Segment(rid, program, hints, declared, node, self.now, prompt_tokens, max_new_tokens, tier, known)
         program.live[rid] = segment
         program.segments += 1
+        program.node = node
         if hints.final or program.anonymous:
             program.closing = program.closing or "final"
         program.next_tool, program.expected_tool_s = hints.next_tool, hints.expected_tool_s
         program.idle_since = None
+        segment.output, segment.later = self.predictor.arrived(segment, before)
         self._account_wait(program)
         return segment
 
@@ -80,12 +89,16 @@ class ProgramTable:
         segment.running = True
         self._running[segment.rid] = segment
         program.prefilled += prefilled
+        program.started = True
         self._account_wait(program)
 
     def requeue(self, segment: Segment) -> None:
         """A running segment was retracted or preempted: it waits again, what it generated is kept."""
         segment.program.running -= segment.running
         segment.running = False
+        segment.retracted = True
+        segment.known = segment.length
+        segment.priced = -1
         self._running.pop(segment.rid, None)
         self._account_wait(segment.program)
 
@@ -100,7 +113,8 @@ class ProgramTable:
             return
         program.running -= segment.running
         self._running.pop(segment.rid, None)
-        program.context = segment.prompt_tokens + segment.generated
+        program.alone += self._alone(segment)
+        program.context = program.resident = segment.length
         program.finished_segments += 1
         program.generated += segment.generated
         if aborted:
@@ -108,12 +122,16 @@ class ProgramTable:
             if segment.hints.final and program.closing == "final":
                 program.closing = None
         else:
-            self._lengths.observe(program.program_class, segment.generated)
+            self.predictor.finished(segment)
             yielded = not (program.closing and not program.live)
             program.level = mlfq.after_segment(program.level, segment.generated, yielded, self.config.thresholds)
         self._account_wait(program)
         if not program.live:
             self._settle(program)
+
+    def evicted(self, program: Program, resident: int) -> None:
+        """Of a program's context only the first `resident` tokens are left in the radix tree."""
+        program.resident = min(program.resident, resident)
 
     def end(self, program_id: str) -> bool:
         """A program is announced to be over; False if unknown. With live segments it ends with the last of them."""
@@ -126,35 +144,11 @@ class ProgramTable:
             self._settle(program)
         return True
 
-    def plan(self, waiting: Iterable[tuple[Segment, int]], pool_tokens: int) -> Plan:
-        """Which of these waiting segments may start, in which order? From pairs of a segment and its resident tokens.
-
-        `pool_tokens` is what the KV pools hold, device and host. Under `mlfq` programs age first, as Astraea's
-        Algorithm 1 has it; under `working-set` cold segments may have to wait (see admit.py).
-        """
-        segments: dict[str, Segment] = {}
-        outputs: dict[str, float] = {}
-        views: list[Waiting] = []
-        for segment, resident in waiting:
-            segments[segment.rid] = segment
-            if segment.program.segments == 1:
-                segment.program.shared = resident
-            segment.resident = resident
-            outputs[segment.rid] = output = self._output(segment)
-            views.append(self._view(segment, output))
-        ranked = rank(self.config.order, views)
-        if self.config.admission == "none":
-            return Plan([view.rid for view in ranked], frozenset())
-        candidates = []
-        for view in ranked:
-            segment, overdue = segments[view.rid], view.response_ratio > admit.OVERDUE
-            candidates.append(admit.Candidate(view.rid, segment.length, segment.resident, outputs[view.rid], overdue))
-        parts = [(s.length, s.program) for s in self._running.values()]
-        parts += [(s.resident, s.program) for s in segments.values()]
-        parts += [(p.context, p) for p in self._due_soon(pool_tokens)]
-        room = self.config.theta * pool_tokens
-        blocked = admit.blocked(candidates, admit.working_set(parts), room, idle=not self._running)
-        return Plan([c.rid for c in candidates], blocked)
+    def plan(self, waiting: Sequence[tuple[Segment, int]], pool: Pool) -> Plan:
+        """Which of these waiting segments may start, in which order? Each comes with its resident tokens."""
+        return self._planner.plan(
+            self.now, self.costs, waiting, self._running.values(), reversed(self._idle.values()), pool
+        )
 
     def snapshot(self) -> dict[str, Any]:
         """What would a person see? Live programs, those over lately, counters; JSON-ready, in seconds and tokens."""
@@ -169,27 +163,55 @@ class ProgramTable:
     def _open(self, rid: str, hints: Hints) -> Program:
         if len(self.programs) >= self.config.max_programs and self._idle:
             self._remove(next(iter(self._idle.values())), "forgotten")
+        parent = self.programs.get(hints.parent_id or "")
         program = Program(
             id=hints.program_id or rid,
             program_class=hints.program_class,
             arrived=self.now,
+            born=parent.born if parent else self.now,
             parent_id=hints.parent_id,
             anonymous=hints.program_id is None,
         )
+        if parent is not None:  # a sub-agent is as old as its parent: as overdue, that is
+            program.inherited_wait = parent.inherited_wait + parent.wait(self.now)
+            program.alone = parent.alone
         self.programs[program.key] = program
         return program
+
+    def _declared(self, program: Program, hints: Hints) -> str | None:
+        """At which declared node is a segment that arrives now? What is unknown of it is counted and ignored."""
+        if hints.structure is not None:
+            ref = hints.structure_ref or digest(hints.structure)
+            program.structure = self.structures[ref] = hints.structure
+            if len(self.structures) > MAX_STRUCTURES:
+                del self.structures[next(iter(self.structures))]
+        elif hints.structure_ref is not None:
+            known = self.structures.pop(hints.structure_ref, None)
+            if known is not None:
+                program.structure = self.structures[hints.structure_ref] = known
+            self.counts["unknown_structures"] += known is None
+        node, visits = hints.node, program.visits
+        if node is not None and program.structure is not None and not program.structure.has_segment(node):
+            self.counts["unknown_nodes"] += 1
+            return None
+        if node is not None and (node in visits or len(visits) < MAX_VISITS):
+            visits[node] = visits.get(node, 0) + 1
+        return node
 
     def _settle(self, program: Program) -> None:
         if program.closing:
             self._remove(program, program.closing)
         else:
             program.idle_since = self.now
+            program.due_seen = float("-inf")
             self._idle[program.key] = program
 
     def _remove(self, program: Program, why: str) -> None:
         del self.programs[program.key]
         self._idle.pop(program.key, None)
         self.counts[f"{why}_programs"] += 1
+        if why != "forgotten":
+            self.predictor.ended(program)
         if not program.anonymous:
             jct, wait = self.now - program.arrived, program.wait(self.now)
             self.finished.append(
@@ -204,37 +226,10 @@ class ProgramTable:
             program.waited = program.wait(self.now)
             program.waiting_since = None
 
-    def _due_soon(self, pool_tokens: int) -> Iterator[Program]:
-        """Which paused programs' KV will be wanted before the pool could be refilled?
-
-        The longest pause looked at is four refills: what is due soon after a longer one is rare, the walk is not.
-        """
-        refill_s = self.costs.prefill * pool_tokens
-        for program in reversed(self._idle.values()):
-            elapsed = self.now - (program.idle_since or 0.0)
-            if elapsed > 4 * refill_s:
-                return
-            remaining = self._tools.remaining(program.program_class, program.next_tool or "", elapsed)
-            if remaining is None and program.expected_tool_s is not None:
-                remaining = max(0.0, program.expected_tool_s - elapsed)
-            if elapsed < refill_s / 2 if remaining is None else remaining < refill_s:
-                yield program
-
-    def _output(self, segment: Segment) -> float:
-        program = segment.program
-        predicted = self._lengths.predict(
-            program.program_class, program.finished_segments, program.generated, segment.max_new_tokens
-        )
-        return max(predicted - segment.generated, 1.0)
-
-    def _view(self, segment: Segment, output: float) -> Waiting:
-        program = segment.program
-        work = self.costs.work(segment.length - segment.resident, output)
-        view = Waiting(segment.rid, segment.arrived, program.arrived, program.wait(self.now), work, program.level)
-        if self.config.order != "mlfq":
-            return view
-        program.level = mlfq.after_aging(program.level, view.response_ratio, self.config.queues - 1, self.config.aging)
-        return view._replace(level=program.level)
+    def _alone(self, segment: Segment) -> float:
+        """How many seconds would a finished segment have taken alone, with nothing evicted?"""
+        new = max(segment.prompt_tokens - segment.known, 0)
+        return self.costs.prefill * new + segment.generated * self.costs.token(segment.length)
 
     def _row(self, program: Program) -> dict[str, Any]:
         return {

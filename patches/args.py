@@ -9,6 +9,7 @@ from sglang.srt.plugins.hook_registry import HookRegistry
 
 from astraea_sglang.config import Config, flag, variable
 from astraea_sglang.errors import AstraeaError, ConfigError, SeamError
+from astraea_sglang.patches import memory
 from astraea_sglang.patches.seams import SEAMS, drift
 
 POLICY = "astraea"
@@ -54,7 +55,9 @@ def check(server_args: Any) -> None:
 
 
 def _check(server_args: Any) -> None:
-    Config.from_environment(os.environ)
+    config = Config.from_environment(os.environ)
+    if config.history:
+        memory.check(config.history)
     if (problem := drift()) is not None:
         raise SeamError(problem)
     if missing := [seam.target for seam in SEAMS if seam.hook and seam.target not in HookRegistry._patched]:

@@ -5,11 +5,10 @@ from typing import Any
 
 from sglang.utils import TypeBasedDispatcher
 
-from astraea_sglang.patches import intake
+from astraea_sglang.patches import intake, memory, ticks
 from astraea_sglang.patches.args import POLICY
 from astraea_sglang.patches.lifecycle import Engine
-from astraea_sglang.patches.messages import AstraeaControlIn, AstraeaControlOut, AstraeaTick
-from astraea_sglang.patches.ticks import apply
+from astraea_sglang.patches.messages import AstraeaControlIn, AstraeaControlOut, AstraeaHistory, AstraeaTick
 
 
 def dispatch(result: None, scheduler: Any) -> None:
@@ -18,7 +17,8 @@ def dispatch(result: None, scheduler: Any) -> None:
     if engine is not None:
         scheduler._request_dispatcher += TypeBasedDispatcher(
             [
-                (AstraeaTick, lambda tick: apply(engine, tick)),
+                (AstraeaTick, lambda tick: ticks.apply(engine, tick)),
+                (AstraeaHistory, lambda history: memory.apply(engine, history)),
                 (AstraeaControlIn, lambda message: AstraeaControlOut(payload=json.dumps(answer(engine, message)))),
             ]
         )

@@ -2,7 +2,7 @@
 
 import time
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -12,6 +12,7 @@ from sglang.srt.managers.kv_hints import decode_kv_hints_envelope
 from astraea_sglang.errors import HintError
 from astraea_sglang.hints import Hints, identity, parse, payload
 from astraea_sglang.patches.args import POLICY
+from astraea_sglang.structure import digest
 
 ACTION = "astraea.program"
 ARRIVED = "arrived"  # our own key beside the client's: monotonic seconds of the host that rank 0 runs on, too
@@ -44,11 +45,17 @@ def normalise(manager: Any, obj: Any, request: Any = None) -> None:
         raise
 
 
-def hints_of(req: Any) -> tuple[Hints, float]:
-    """What does a scheduler request say of its program, and when did it reach the server (seconds; 0 if unknown)?"""
+def hints_of(req: Any, structures: Container[str]) -> tuple[Hints, float]:
+    """What does a scheduler request say of its program, and when did it reach the server (seconds; 0 if unknown)?
+
+    Its structure is not parsed once more when its digest is among `structures`.
+    """
     for action in req.kv_hints.actions if req.kv_hints is not None else ():
         if action.action_type == ACTION and ARRIVED in action.payload:
-            return parse(action.payload), action.payload[ARRIVED]
+            told = dict(action.payload)
+            if told.get("structure_ref", "") in structures:
+                told.pop("structure", None)
+            return parse(told), told[ARRIVED]
     return Hints(), 0.0
 
 
@@ -93,5 +100,6 @@ def _hints(payloads: list[Any], sampling_params: Any, session_id: Any, headers: 
         hints,
         program_id=hints.program_id or session_id,
         parent_id=hints.parent_id or parent,
+        structure_ref=digest(hints.structure) if hints.structure else hints.structure_ref,
         final=hints.final or headers.get("x-dynamo-session-final", "").lower() == "true",
     )

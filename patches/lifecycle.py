@@ -3,6 +3,7 @@
 import functools
 import logging
 import os
+import sys
 import time
 from collections import deque
 from collections.abc import Callable, Set
@@ -12,8 +13,9 @@ from typing import Any
 from sglang.srt.managers.schedule_batch import FINISH_ABORT
 
 from astraea_sglang.config import Config
+from astraea_sglang.costs import StepCosts
 from astraea_sglang.patches.intake import hints_of
-from astraea_sglang.predict import StepCosts
+from astraea_sglang.patches.residency import Residency
 from astraea_sglang.table import ProgramTable
 
 logger = logging.getLogger(__name__)
@@ -24,12 +26,14 @@ class Engine:
     """What we keep on a Scheduler, as `scheduler.astraea`: absent unless the policy is ours."""
 
     table: ProgramTable
+    residency: Residency
     steps: StepCosts = field(default_factory=StepCosts)
     launched: deque[float] = field(default_factory=lambda: deque(maxlen=8))  # perf_counter seconds; of steps in flight
     stepped: float = 0.0  # perf_counter seconds: when the last step was over
     ticked: float = 0.0  # monotonic seconds: when the last tick was sent
     blocked: Set[str] = frozenset()  # rids that the gate holds back in this pass
     adder: Any = None  # the PrefillAdder that does so, made once
+    memory: Any = None  # memory.Memory on the leader, once it polls
     faults: set[str] = field(default_factory=set)
 
     def fault(self, where: str) -> None:
@@ -62,8 +66,10 @@ def attach(result: None, scheduler: Any) -> None:
     if not getattr(scheduler.policy, "is_astraea", False):
         return
     config = Config.from_environment(os.environ)
-    scheduler.astraea = Engine(ProgramTable(config))
-    scheduler.policy.engine = scheduler.astraea
+    table = ProgramTable(config)
+    scheduler.astraea = scheduler.policy.engine = Engine(table, Residency(table))
+    scheduler.policy.max_running = scheduler.max_running_requests
+    scheduler.tree_cache.astraea = scheduler.astraea
     logger.info("astraea: scheduling agent programs (--schedule-policy astraea): %s", config)
 
 
@@ -74,11 +80,12 @@ def queued(engine: Engine, scheduler: Any, result: None, req: Any, is_retracted:
     if segment is not None:
         engine.table.requeue(segment)
     elif scheduler.waiting_queue and scheduler.waiting_queue[-1] is req:  # SGLang may have turned it away
-        hints, arrived = hints_of(req)
+        hints, arrived = hints_of(req, engine.table.structures)
         engine.table.advance(arrived)
-        req.astraea = engine.table.arrive(
-            req.rid, hints, len(req.origin_input_ids), getattr(req.sampling_params, "max_new_tokens", 0) or 0
-        )
+        most = getattr(req.sampling_params, "max_new_tokens", 0) or 0
+        tier = _tier(req.priority, scheduler.schedule_low_priority_values_first)
+        segment = req.astraea = engine.table.arrive(req.rid, hints, len(req.origin_input_ids), most, tier=tier)
+        engine.residency.forget(segment.program)
 
 
 @softly
@@ -112,6 +119,8 @@ def stepped(engine: Engine, scheduler: Any, result: None, batch: Any, outcome: A
         if req.finished():
             req.astraea = None  # an overlapped batch may show a finished request once more
             engine.table.finish(segment, aborted=isinstance(req.finished_reason, FINISH_ABORT))
+            if segment.program.idle_since is not None and req.last_node is not None:
+                engine.residency.finished(segment.program, req.last_node)
 
 
 @softly
@@ -122,13 +131,20 @@ def dropped(engine: Engine, scheduler: Any, result: None, abort_req: Any, req: A
         engine.table.finish(segment, aborted=True)
 
 
+def _tier(priority: int | None, low_first: bool) -> int:
+    """In which strict tier is a request? 0 first, and as in SGLang, one without a priority comes last."""
+    if priority is None:
+        return sys.maxsize
+    return priority if low_first else -priority
+
+
 def _measure(engine: Engine, batch: Any) -> None:
     # A step lasts from its launch to its result, but with overlapped scheduling not before the last one was over.
     now = time.perf_counter()
     if engine.launched:
         seconds = now - max(engine.launched.popleft(), engine.stepped)
         if batch.forward_mode.is_decode():
-            engine.steps.decoded(seconds)
+            engine.steps.decoded(len(batch.reqs), int(batch.seq_lens_cpu.sum()), seconds)
         elif batch.forward_mode.is_extend() and not batch.decoding_reqs:
             engine.steps.prefilled(batch.extend_num_tokens or 0, seconds)
     engine.stepped = now

@@ -5,11 +5,16 @@ from sglang.srt.managers.io_struct import BaseReq, hook_custom_types
 
 
 class AstraeaTick(BaseReq, kw_only=True):
-    """Rank 0's clock (seconds, monotonic) and measured token costs (seconds), for all ranks alike."""
+    """Rank 0's clock (seconds, monotonic) and measured costs (the fields of `Costs`, seconds), for all ranks alike."""
 
     now: float
-    prefill: float
-    decode: float
+    costs: list[float]
+
+
+class AstraeaHistory(BaseReq, kw_only=True):
+    """What earlier runs of this server learned, for all ranks alike: JSON text of `Predictor.dump`."""
+
+    text: str
 
 
 class AstraeaControlIn(BaseReq, kw_only=True):

@@ -14,11 +14,12 @@ from sglang.srt.managers.kv_hints import KvHintAction, KvHintsEnvelope
 from sglang.srt.managers.utils import GenerationBatchResult
 from sglang.srt.sampling.sampling_params import SamplingParams
 
+from astraea_sglang.bench.declare import hints
 from astraea_sglang.bench.device import Device
 from astraea_sglang.bench.figures import SegmentRun
 from astraea_sglang.bench.workloads import ProgramPlan
 from astraea_sglang.errors import AstraeaError
-from astraea_sglang.hints import Hints, payload
+from astraea_sglang.hints import payload
 from astraea_sglang.patches.intake import ACTION, ARRIVED
 
 EOS = 2
@@ -53,8 +54,10 @@ class Peer:
 
     scheduler: Any  # whose neighbour it is: set before the event loop runs
 
-    def __init__(self, plans: Sequence[ProgramPlan], device: Device, watch: Callable[[float, int], None]) -> None:
-        self.plans, self.device, self.watch = plans, device, watch
+    def __init__(
+        self, plans: Sequence[ProgramPlan], device: Device, hints: str, watch: Callable[[float, int], None]
+    ) -> None:
+        self.plans, self.device, self.hints, self.watch = plans, device, hints, watch
         self.now = START
         self.segments: list[SegmentRun] = []
         self.bad: list[str] = []
@@ -96,7 +99,7 @@ class Peer:
             self.watch(self.elapsed, len(self.plans) - self.unfinished)
         due = []
         while self._coming and self._coming[0][0] <= self.now:
-            due.append(self._request(*heapq.heappop(self._coming)))
+            due.append(self.request(*heapq.heappop(self._coming)))
         return [*local_reqs, *due]
 
     def _stall(self) -> None:
@@ -106,7 +109,8 @@ class Peer:
             raise AstraeaError(f"{len(self.scheduler.waiting_queue)} segments wait and none starts on an empty engine")
         self.now += STALL
 
-    def _request(self, arrived: float, number: int, index: int) -> TokenizedGenerateReqInput:
+    def request(self, arrived: float, number: int, index: int) -> TokenizedGenerateReqInput:
+        """The segment `index` of the plan's program `number`, as SGLang's tokenizer would send it."""
         plan, prompt = self.plans[number], self._prompts[number][index]
         if index:
             known = self._prompts[number][index - 1] + plan.segments[index - 1].output - 1
@@ -114,11 +118,8 @@ class Peer:
             known = plan.shared_prefix if plan.program_class in self._shared_known else 0
         rid = f"{plan.id}.{index}"
         live = self._live[rid] = _Live(number, index, arrived, prompt, known)
-        last = index == len(plan.segments) - 1
-        hints = Hints(plan.id, plan.program_class, segment=index, next_tool=plan.segments[index].tool, final=last)
-        action = KvHintAction(
-            action_id="astraea", action_type=ACTION, action_version="1", payload=payload(hints) | {ARRIVED: arrived}
-        )
+        told = payload(hints(plan, index, self.hints)) | {ARRIVED: arrived}
+        action = KvHintAction(action_id="astraea", action_type=ACTION, action_version="1", payload=told)
         # One token repeated: the radix tree compares what it would compare, and a prompt costs nothing to make.
         shared = array("q", [self._shared_token[plan.program_class]]) * plan.shared_prefix
         sampling_params = SamplingParams(max_new_tokens=plan.max_new_tokens, temperature=0.0)

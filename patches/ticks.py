@@ -3,9 +3,10 @@
 import time
 from typing import Any
 
+from astraea_sglang.costs import Costs
 from astraea_sglang.patches.lifecycle import Engine
+from astraea_sglang.patches.memory import Memory
 from astraea_sglang.patches.messages import AstraeaTick
-from astraea_sglang.predict import Costs
 
 INTERVAL = 0.05  # seconds
 
@@ -16,19 +17,22 @@ def poll(result: list[Any], scheduler: Any) -> list[Any] | None:
     Without programs there is nothing to time. Even with --sleep-on-idle a pass comes every second, so reaping goes on.
     """
     engine: Engine | None = getattr(scheduler, "astraea", None)
-    if engine is None or not engine.table.programs:
+    if engine is None:
         return None
+    kept: list[Any] = []
+    if path := engine.table.config.history:
+        engine.memory = engine.memory or Memory(path)
+        kept = engine.memory.poll(engine.table.predictor)
     now = time.monotonic()
-    if now - engine.ticked < INTERVAL:
-        return None
-    engine.ticked = now
-    prefill, decode = engine.steps.costs()
-    return [*result, AstraeaTick(now=now, prefill=prefill, decode=decode)]
+    if engine.table.programs and now - engine.ticked >= INTERVAL:
+        engine.ticked = now
+        kept.append(AstraeaTick(now=now, costs=list(engine.steps.costs())))
+    return [*result, *kept] if kept else None
 
 
 def apply(engine: Engine, tick: AstraeaTick) -> None:
     """Handle a tick, on every rank."""
     try:
-        engine.table.advance(tick.now, Costs(tick.prefill, tick.decode))
+        engine.table.advance(tick.now, Costs(*tick.costs))
     except Exception:
         engine.fault("tick")

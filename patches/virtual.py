@@ -90,12 +90,14 @@ def replay(
     pool_tokens: int,
     max_running: int,
     mixed_chunk: bool = False,
+    hints: str = "class",
     watch: Callable[[float, int], None] = lambda seconds, programs: None,
 ) -> Replayed:
     """What happens to `plans` under SGLang's schedule policy `policy`, if every forward pass takes what `device` says?
 
-    `watch` hears now and then how many seconds were emulated and how many programs are done. Raises SeamError when the
-    installed SGLang differs, AstraeaError when a segment did not come out as planned or the pool does not add up.
+    Programs tell of themselves what `hints` says (declare.KINDS). `watch` hears now and then how many seconds were
+    emulated and how many programs are done. Raises SeamError when the installed SGLang differs, AstraeaError when a
+    segment did not come out as planned or the pool does not add up.
     """
     load_plugins()
     if (problem := drift(SEAMS)) is not None:
@@ -103,8 +105,8 @@ def replay(
     if policy == POLICY and "sglang.srt.server_args.ServerArgs.resolve_once" not in HookRegistry._patched:
         raise SeamError("SGLang did not load the plugin; unset SGLANG_PLUGINS and check `pip show astraea-sglang`")
     torch.set_num_threads(1)
-    peer = Peer(plans, device, watch)
-    scheduler = _build(
+    peer = Peer(plans, device, hints, watch)
+    scheduler = build(
         peer,
         schedule_policy=policy,
         max_total_tokens=pool_tokens,
@@ -149,7 +151,8 @@ class _VirtualScheduler(Scheduler):
         return lambda **kwargs: self._peer
 
 
-def _build(peer: Peer, **flags: Any) -> Scheduler:
+def build(peer: Peer, **flags: Any) -> Scheduler:
+    """A scheduler with `flags` of ServerArgs in this process, whose only neighbour is `peer`. Once per process."""
     with TemporaryDirectory(prefix="astraea-bench-") as folder:
         (Path(folder) / "config.json").write_text(json.dumps(MODEL))
         server_args = ServerArgs(**(FLAGS | flags | {"model_path": folder}))

@@ -13,6 +13,7 @@ from sglang.srt.managers.schedule_policy import (
 from sglang.srt.mem_cache.common import match_kv_cache
 
 from astraea_sglang.patches.args import POLICY
+from astraea_sglang.table import Pool
 
 
 class AstraeaSchedulePolicy(SchedulePolicy):
@@ -20,6 +21,7 @@ class AstraeaSchedulePolicy(SchedulePolicy):
 
     is_astraea = False
     engine: Any = None
+    max_running = 1
     _turn = 0  # where in the queue the next turn of matches begins
 
     def _validate_and_adjust_policy(self, policy: str, tree_cache: Any) -> Any:
@@ -45,24 +47,25 @@ class AstraeaSchedulePolicy(SchedulePolicy):
             match_kv_cache(req, self.tree_cache)
             req.astraea.matched = True
         residents = [(req.astraea, req.num_matched_prefix_tokens) for req in waiting_queue]
-        plan = self.engine.table.plan(residents, pool_tokens(self.tree_cache))
+        plan = self.engine.table.plan(residents, Pool(pool_tokens(self.tree_cache), self.max_running))
         self.engine.blocked = plan.blocked
-        position = {rid: i for i, rid in enumerate(plan.order)}
-        waiting_queue.sort(key=lambda req: (req.rid in plan.blocked, position[req.rid]))
+        last = len(plan.order)
+        position = {rid: i + last * (rid in plan.blocked) for i, rid in enumerate(plan.order)}
+        waiting_queue.sort(key=lambda req: position[req.rid])
 
     def _due_a_match(self, waiting_queue: list[Any]) -> list[Any]:
-        """Whose prefix is looked up in this pass? A tree walk each, so: newcomers, the head, and the rest in turn.
+        """Whose prefix is looked up in this pass? A tree walk each, so no more than lpm's before SGLang gives it up.
 
-        SGLang's own lpm gives up beyond WAITING_QUEUE_PREFIX_MATCH_MAX; half of that goes to the head here.
+        Half of them at the head of the queue; the others are newcomers, and then the rest in turn.
         """
         half = WAITING_QUEUE_PREFIX_MATCH_MAX // 2
         head, rest = waiting_queue[:half], waiting_queue[half:]
+        others = [req for req in rest if not req.astraea.matched][:half]
         if self._turn >= len(rest):
             self._turn = 0
-        others = rest[: self._turn] + rest[self._turn + half :]
-        turn = rest[self._turn : self._turn + half]
-        self._turn += half
-        return head + turn + [req for req in others if not req.astraea.matched]
+        turn = rest[self._turn : self._turn + half - len(others)]
+        self._turn += len(turn)
+        return head + others + turn
 
 
 def pool_tokens(tree_cache: Any) -> int:

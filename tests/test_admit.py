@@ -1,15 +1,16 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from astraea_sglang.admit import Candidate, blocked
+from astraea_sglang.admit import WARM, WorkingSet, blocked
+from astraea_sglang.order import Waiting
 
 
-def cold(rid="cold", prompt=1000, **more) -> Candidate:
-    return Candidate(rid, prompt, resident=0, reserve=100, **more)
+def cold(rid="cold", length=1000, **more) -> Waiting:
+    return Waiting(rid, 0.0, 0.0, length=length, reserve=100, **more)
 
 
-def warm(rid="warm", prompt=1000, **more) -> Candidate:
-    return Candidate(rid, prompt, resident=900, reserve=100, **more)
+def warm(rid="warm", length=1000, **more) -> Waiting:
+    return Waiting(rid, 0.0, 0.0, length=length, resident=length * 9 // 10, reserve=100, **more)
 
 
 def test_a_cold_segment_that_fits_starts():
@@ -25,7 +26,7 @@ def test_a_warm_segment_always_starts():
 
 
 def test_a_skipped_segment_blocks_nobody_behind_it():
-    queue = [cold("big", prompt=5000), cold("small", prompt=10), warm()]
+    queue = [cold("big", length=5000), cold("small", length=10), warm()]
     assert blocked(queue, used=9000, room=10_000, idle=False) == {"big"}
 
 
@@ -33,35 +34,52 @@ def test_what_starts_in_this_pass_counts_for_those_behind():
     assert blocked([cold("a"), cold("b")], used=8000, room=10_000, idle=False) == {"b"}
 
 
-def test_no_cold_segment_passes_an_overdue_one():
-    queue = [cold("big", prompt=5000, overdue=True), cold("small", prompt=10), warm()]
-    assert blocked(queue, used=9000, room=10_000, idle=False) == {"big", "small"}
+def test_neither_a_cold_segment_nor_a_new_program_passes_an_overdue_one():
+    newcomer = warm("newcomer", started=False)  # warm by a prefix it shares
+    queue = [cold("big", length=5000, overdue=True), cold("small", length=10), newcomer, warm()]
+    assert blocked(queue, used=9000, room=10_000, idle=False) == {"big", "small", "newcomer"}
 
 
 def test_an_idle_engine_starts_the_first_whatever_its_size():
-    assert blocked([cold("a", prompt=99_999), cold("b", prompt=99_999)], 0, room=10_000, idle=True) == {"b"}
+    assert blocked([cold("a", length=99_999), cold("b", length=99_999)], 0, room=10_000, idle=True) == {"b"}
+
+
+def test_a_prefix_that_a_class_shares_counts_once_and_other_classes_prefixes_too():
+    used = WorkingSet()
+    for tokens, name in ((1100, "coder"), (1200, "coder"), (1300, "critic")):
+        used.add(tokens, name, 1000)
+    used.add(50, "coder", 0)
+    assert used.tokens == 100 + 200 + 300 + 2 * 1000 + 50
 
 
 segments = st.lists(
-    st.tuples(st.integers(0, 20_000), st.floats(0, 1), st.booleans()).map(
-        lambda t: Candidate("", t[0], int(t[0] * t[1]), 100, t[2])
+    st.builds(
+        lambda length, share, late, started: Waiting(
+            "", 0.0, 0.0, length=length, resident=int(length * share), reserve=100, started=started, overdue=late
+        ),
+        st.integers(0, 20_000), st.floats(0, 1), st.booleans(), st.booleans(),
     ),
     max_size=30,
-).map(lambda many: [s._replace(rid=str(i)) for i, s in enumerate(many)])
+)  # fmt: skip
+
+
+def numbered(queue: list[Waiting]) -> list[Waiting]:
+    for i, segment in enumerate(queue):
+        segment.rid = str(i)
+    return queue
 
 
 @given(segments, st.floats(0, 20_000), st.floats(1, 20_000), st.booleans())
-def test_the_gate_never_stops_an_idle_engine_and_never_a_warm_segment(queue, working_set, room, idle):
-    skipped = blocked(queue, working_set, room, idle=idle)
+def test_the_gate_never_stops_an_idle_engine_and_never_a_warm_segment_of_a_program_that_began(queue, used, room, idle):
+    skipped = blocked(numbered(queue), used, room, idle=idle)
     assert not idle or not queue or len(skipped) < len(queue)
-    assert all(s.cold for s in queue if s.rid in skipped)
+    assert all(s.resident < WARM * s.length or not s.started for s in queue if s.rid in skipped)
 
 
 @given(segments, st.floats(0, 20_000), st.floats(1, 20_000))
-def test_cold_segments_that_start_fit_beside_the_working_set(queue, working_set, room):
-    skipped = blocked(queue, working_set, room, idle=False)
-    used = working_set
+def test_cold_segments_that_start_fit_beside_the_working_set(queue, used, room):
+    skipped = blocked(numbered(queue), used, room, idle=False)
     for segment in queue:
         if segment.rid not in skipped:
-            used += segment.growth
-            assert not segment.cold or used <= room + 1e-6
+            used += segment.length - segment.resident + segment.reserve
+            assert segment.resident >= WARM * segment.length or used <= room + 1e-6

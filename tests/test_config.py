@@ -17,14 +17,17 @@ def test_variables_give_every_field():
         order="mlfq",
         admission="none",
         theta="0.5",
+        prediction="learned",
+        history="h.json",
         queues="3",
         thresholds="50,90",
         aging="2.5",
+        patience="20",
         reap_after="7",
         max_programs="9",
     )
     config = Config.from_environment({variable(name): text for name, text in texts.items()})
-    assert config == Config("mlfq", "none", 0.5, 3, (50, 90), 2.5, 7.0, 9)
+    assert config == Config("mlfq", "none", 0.5, "learned", "h.json", 3, (50, 90), 2.5, 20.0, 7.0, 9)
 
 
 def test_flags_and_variables_are_named_after_the_field():
@@ -34,7 +37,8 @@ def test_flags_and_variables_are_named_after_the_field():
 @pytest.mark.parametrize(
     ("name", "text", "words"),
     [
-        ("order", "fifo", "choose one of fcfs, hrrn, mlfq"),
+        ("order", "fifo", "choose one of continuum, fcfs, hrrn, mlfq, plas, program-fcfs, srpt"),
+        ("prediction", "magic", "choose one of both, declared, learned, off"),
         ("admission", "all", "choose one of none, working-set"),
         ("theta", "1.5", "give a share above 0"),
         ("queues", "0", "give 1 or more"),
@@ -44,6 +48,7 @@ def test_flags_and_variables_are_named_after_the_field():
         ("thresholds", "a,b", "whole numbers with commas"),
         ("aging", "1", "give more than 1"),
         ("aging", "nan", "give a finite number"),
+        ("patience", "0", "give more than 0"),
         ("reap_after", "-1", "give more than 0 seconds"),
         ("max_programs", "0", "give 1 or more"),
     ],

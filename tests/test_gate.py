@@ -1,6 +1,6 @@
 """The gate with a real program table behind it; the rule itself is in test_admit.py."""
 
-from astraea_sglang.table import ProgramTable
+from astraea_sglang.table import Pool, ProgramTable
 from tests.builders import arrive, run, table
 
 
@@ -16,8 +16,8 @@ def gate(t: ProgramTable, pool: int) -> set[str]:
     runner.prompt_tokens = 1
     t.start(runner, 1)
     fresh = arrive(t, "fresh", program="fresh")
-    fresh.max_new_tokens = 1
-    return set(t.plan([(fresh, 0)], pool).blocked)
+    fresh.output = 1
+    return set(t.plan([(fresh, 0)], Pool(pool)).blocked)
 
 
 def test_a_program_paused_a_moment_ago_is_due_back_and_counts():
@@ -47,12 +47,12 @@ def test_a_prefix_that_programs_share_counts_once():
     segments = [arrive(t, name, program=name) for name in "abc"]
     for segment in segments:
         segment.prompt_tokens = 1000
-    assert not t.plan([(s, 900) for s in segments], 2000).blocked
+    assert not t.plan([(s, 900) for s in segments], Pool(2000)).blocked
     for segment in segments:
         t.start(segment, 100)
     fresh = arrive(t, "fresh", program="fresh")
-    fresh.max_new_tokens = 1
-    assert not t.plan([(fresh, 0)], 1301).blocked and t.plan([(fresh, 0)], 1300).blocked == {"fresh"}
+    fresh.output = 1
+    assert not t.plan([(fresh, 0)], Pool(1301)).blocked and t.plan([(fresh, 0)], Pool(1300)).blocked == {"fresh"}
 
 
 def test_without_admission_nothing_is_blocked():

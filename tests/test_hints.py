@@ -64,7 +64,7 @@ def test_a_malformed_field_is_named_in_one_line(key, value):
     assert str(caught.value).startswith(key) and "send" in str(caught.value) and "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("body", ["{not json", "[" * 100_000, '{"a": "' + "x" * 20_000 + '"}', 5, None, ["run-42"]])
+@pytest.mark.parametrize("body", ["{not json", "[" * 100_000, '{"a": "' + "x" * 70_000 + '"}', 5, None, ["run-42"]])
 def test_hints_that_are_no_object_are_refused(body):
     with pytest.raises(HintError, match="the astraea hints are"):
         parse(body)

@@ -3,14 +3,24 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from astraea_sglang.predict import Costs
+from astraea_sglang import table as module
+from astraea_sglang.costs import Costs
+from astraea_sglang.hints import Hints
+from astraea_sglang.order import Waiting
 from astraea_sglang.program import State
-from astraea_sglang.table import ProgramTable
+from astraea_sglang.structure import digest, parse
+from astraea_sglang.table import Pool, ProgramTable
 from tests.builders import arrive, run, table
 
 
 def rids(t: ProgramTable, *waiting) -> list[str]:
-    return t.plan(waiting, 10_000).order
+    return t.plan(waiting, Pool(10_000)).order
+
+
+def view(t: ProgramTable, segment, resident: int = 0) -> Waiting:
+    """What orders see of a segment that waits alone."""
+    t.plan([(segment, resident)], Pool(10_000))
+    return segment.view
 
 
 def test_a_program_goes_from_ready_to_running_to_tool_wait_to_done():
@@ -148,7 +158,7 @@ def test_long_segments_demote_and_early_yields_promote_under_mlfq():
 
 def test_aging_returns_a_starved_program_of_the_last_queue_to_the_first():
     t = table(order="mlfq", queues=2, aging=3.0)
-    t.advance(0, Costs(prefill=0.0, decode=0.01))
+    t.advance(0, Costs(prefill=1e-9, decode=0.01))
     run(t, arrive(t, "a"), 300)
     b = arrive(t, "b")
     fresh = arrive(t, "c", program="q")
@@ -233,7 +243,7 @@ class Storm(RuleBasedStateMachine):
         one, two = self.tables
         assert one.snapshot() == two.snapshot()
         queues = [[(s[i], 50) for _, s in sorted(self.segments.items()) if not s[i].running] for i in (0, 1)]
-        assert one.plan(queues[0], 5000) == two.plan(reversed(queues[1]), 5000)
+        assert one.plan(queues[0], Pool(5000)) == two.plan(queues[1][::-1], Pool(5000))
 
     @invariant()
     def books_balance(self):
@@ -257,7 +267,142 @@ def test_the_configured_order_is_the_one_used(order):
     t = table(order=order, queues=2)
     early = arrive(t, "early", program="x")
     t.advance(1.0)
-    late = arrive(t, "late", program="y")
-    early.program.level = 1
-    cold_first = rids(t, (early, 0), (late, 100)) == ["early", "late"]
-    assert cold_first is (order != "mlfq")
+    late = arrive(t, "late", program="y", final=True)  # nothing follows it: less is left
+    early.program.level = 0 if order == "mlfq" else 1
+    late.program.level = 1
+    assert (rids(t, (early, 0), (late, 0)) == ["early", "late"]) is (order != "hrrn")
+
+
+def test_the_program_with_less_left_goes_first():
+    t = table()
+    for _ in range(20):
+        for name, segments in (("short", 1), ("long", 9)):
+            for i in range(segments):
+                run(t, arrive(t, f"{i}", program=name, program_class=name, final=i == segments - 1), 50)
+    long, short = (arrive(t, name, program=name, program_class=name) for name in ("long", "short"))
+    assert rids(t, (long, 0), (short, 0)) == ["short", "long"]
+    assert long.later.segments == pytest.approx(8, rel=0.2) and short.later.segments < 0.5
+
+
+CHAIN = parse(
+    {
+        "nodes": [
+            {"id": "plan", "kind": "segment", "expected_tokens": 40, "next": ["act"]},
+            {"id": "act", "kind": "segment", "expected_tokens": 300, "new_tokens": 50},
+        ]
+    }
+)
+
+
+def test_declared_structure_says_what_is_left_until_history_does():
+    t = table()
+    first = arrive(t, "a", structure=CHAIN, node="plan")
+    assert (first.output, first.later) == (40, (1, 50, 300))
+    for i in range(30):
+        run(t, arrive(t, f"x{i}", program=f"x{i}", structure=CHAIN, node="plan"), 80)
+        run(t, arrive(t, f"y{i}", program=f"x{i}", node="act", final=True), 600)
+    later = arrive(t, "b", program="q", structure=CHAIN, node="plan")
+    assert later.output == pytest.approx(80, rel=0.2) and later.later.output == pytest.approx(600, rel=0.2)
+
+
+@pytest.mark.parametrize(("prediction", "output"), [("declared", 40), ("off", 128), ("learned", 128)])
+def test_prediction_can_be_switched(prediction, output):
+    t = table(prediction=prediction)
+    assert arrive(t, "a", structure=CHAIN, node="plan").output == output
+    run(t, arrive(t, "b", program="q", node="plan"), 900)
+    assert (arrive(t, "c", program="r", node="plan").output > 128) is (prediction == "learned")
+
+
+def test_a_structure_is_sent_once_and_referred_to_by_its_digest():
+    t = table()
+    arrive(t, "a", structure=CHAIN, node="plan")
+    assert arrive(t, "b", program="q", structure_ref=digest(CHAIN), node="act").program.structure == CHAIN
+    arrive(t, "c", program="r", structure_ref="f00", node="act")
+    assert t.programs["r"].structure is None and t.counts["unknown_structures"] == 1
+
+
+def test_a_node_that_was_not_declared_is_counted_and_ignored():
+    t = table()
+    segment = arrive(t, "a", structure=CHAIN, node="dance")
+    assert (segment.declared, segment.node, t.counts["unknown_nodes"]) == (None, "#0", 1)
+
+
+def test_structures_and_visits_are_bounded(monkeypatch):
+    monkeypatch.setattr(module, "MAX_STRUCTURES", 3)
+    t = table()
+    for i in range(50):
+        one = parse({"nodes": [{"id": f"n{i}", "kind": "segment"}]})
+        arrive(t, f"a{i}", program=f"p{i}", structure=one)
+        arrive(t, f"b{i}", program="free", node=f"n{i}")  # labels of no structure
+    assert len(t.structures) == 3 and len(t.programs["free"].visits) == module.MAX_VISITS
+
+
+def test_a_sub_agent_is_as_old_and_as_overdue_as_its_parent():
+    t = table()
+    parent = arrive(t, "a", program="parent")
+    t.advance(60.0)
+    run(t, parent, 50)
+    child = arrive(t, "b", program="child", parent_id="parent")
+    assert view(t, child).wait == 60.0
+    assert child.program.born == parent.program.born == 0.0
+    assert child.program.wait(t.now) == 0.0  # its own
+
+
+def test_a_program_is_overdue_once_it_has_waited_its_patience_in_times_of_what_it_takes_alone():
+    t = table(patience=3)
+    segment = arrive(t, "a", final=True)
+    alone = view(t, segment).alone
+    t.advance(2.9 * alone)
+    assert not view(t, segment).overdue
+    t.advance(3.1 * alone)
+    assert view(t, segment).overdue
+
+
+@pytest.mark.parametrize("parent", ["nobody", "child"])
+def test_a_parent_that_is_not_there_lends_no_age(parent):
+    t = table()
+    t.advance(5.0)
+    assert arrive(t, "b", program="child", parent_id=parent).program.born == 5.0
+
+
+def test_a_users_priority_is_a_strict_tier():
+    t = table()
+    hints = [Hints(program_id=name) for name in "pq"]
+    first = t.arrive("first", hints[0], 10, 10, tier=0)
+    t.advance(1.0)
+    urgent = t.arrive("urgent", hints[1], 90_000, 10_000, tier=-5)
+    assert rids(t, (first, 10), (urgent, 0)) == ["urgent", "first"]
+
+
+def test_prices_follow_the_measured_costs():
+    t = table()
+    segment = arrive(t, "a")
+    cheap = view(t, segment).left
+    t.advance(1.0, Costs(*(100 * cost for cost in Costs())))
+    assert view(t, segment).left == pytest.approx(100 * cheap)
+
+
+@pytest.mark.parametrize("now", [float("nan"), float("inf"), -5.0, 2.0])
+def test_a_clock_that_steps_back_or_leaves_the_numbers_is_refused_and_counted(now):
+    t = table()
+    t.advance(10.0)
+    t.advance(now)
+    assert t.now == 10.0 and t.counts["clock_steps_refused"] == 1
+
+
+def test_a_retracted_segment_computes_again_what_it_had_generated():
+    t = table()
+    a = arrive(t, "a")
+    t.start(a, 100)
+    t.serve(a, 50)
+    t.requeue(a)
+    seen = view(t, a, 100)
+    assert (seen.known, seen.length, seen.retracted) == (150, 150, True)
+
+
+def test_evicted_kv_of_a_paused_program_no_longer_counts():
+    t = table()
+    run(t, arrive(t, "a"), 20)
+    t.evicted(t.programs["p"], 70)
+    t.evicted(t.programs["p"], 90)  # never more
+    assert t.programs["p"].resident == 70

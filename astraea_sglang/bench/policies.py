@@ -1,22 +1,28 @@
-"""Which policy does a run use? `fcfs`, `astraea`, `astraea:mlfq`, `astraea:order=mlfq,aging=5`."""
+"""Which policy does a run use? `fcfs`, `astraea`, `astraea:mlfq`, `astraea:order=mlfq,aging=5,hints=declared`."""
 
 import re
 from dataclasses import dataclass, fields
 
+from astraea_sglang.bench.declare import KINDS
 from astraea_sglang.config import Config, variable
 from astraea_sglang.errors import ConfigError
 
 OURS = "astraea"
+_HINTS = variable("hints")
 SGLANG = ("fcfs", "lpm", "hrrn", "dfs-weight", "lof", "shortest-prefill-first")
 
 
 @dataclass(frozen=True, slots=True)
 class Policy:
-    """A `--schedule-policy` with the ASTRAEA_* variables it runs under; `label` is what the user typed."""
+    """A `--schedule-policy` with the ASTRAEA_* variables it runs under; `label` is what the user typed.
+
+    `hints` is what programs tell of themselves, one of declare.KINDS.
+    """
 
     label: str
     name: str
     environment: tuple[tuple[str, str], ...] = ()
+    hints: str = "class"
 
 
 def parse(text: str) -> list[Policy]:
@@ -37,12 +43,15 @@ def _policy(label: str) -> Policy:
     if colon and (name != OURS or not settings):
         raise ConfigError(f"--policies {label!r}: only {OURS} takes settings; type {name}, or {OURS}:mlfq")
     environment = dict(_settings(label, settings)) if colon else {}
+    hints = environment.pop(_HINTS, "class")
+    if hints not in KINDS:
+        raise ConfigError(f"--policies {label!r}: hints={hints} is unknown; choose one of {', '.join(KINDS)}")
     Config.from_environment(environment)
-    return Policy(label, name, tuple(environment.items()))
+    return Policy(label, name, tuple(environment.items()), hints)
 
 
 def _settings(label: str, text: str) -> list[tuple[str, str]]:
-    known = [field.name for field in fields(Config)]
+    known = [*(field.name for field in fields(Config)), "hints"]
     found: list[tuple[str, str]] = []
     for part in text.split(","):
         key, equals, value = part.partition("=")

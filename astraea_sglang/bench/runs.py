@@ -139,6 +139,7 @@ def measure(spec: Spec, watch: Callable[[float, int], None] = lambda seconds, pr
         pool_tokens=workload.pool_tokens,
         max_running=workload.max_running,
         mixed_chunk=spec.mixed_chunk,
+        hints=policy.hints,
         watch=watch,
     )
     return {

@@ -10,6 +10,7 @@ from starlette.requests import Request
 from astraea_sglang.errors import HintError
 from astraea_sglang.hints import Hints
 from astraea_sglang.patches import intake
+from astraea_sglang.structure import digest, parse
 
 
 def action(action_type="astraea.program", **payload) -> dict:
@@ -28,7 +29,7 @@ def taken_in(policy="astraea", headers=(), **fields) -> Any:
 
 
 def read(kv_hints) -> Hints:
-    return intake.hints_of(SimpleNamespace(kv_hints=decode_kv_hints_envelope(kv_hints)))[0]
+    return intake.hints_of(SimpleNamespace(kv_hints=decode_kv_hints_envelope(kv_hints)), ())[0]
 
 
 @pytest.mark.parametrize(
@@ -66,7 +67,7 @@ def test_headers_name_parent_and_end():
 def test_a_request_that_says_nothing_is_anonymous_and_stamped():
     obj = taken_in()
     req = SimpleNamespace(kv_hints=decode_kv_hints_envelope(obj.kv_hints))
-    hints, arrived = intake.hints_of(req)
+    hints, arrived = intake.hints_of(req, ())
     assert hints == Hints() and arrived > 0
 
 
@@ -76,9 +77,20 @@ def test_actions_of_others_pass_untouched():
     assert kinds == ["kv.demote", "astraea.program"]
 
 
+STRUCTURE = {"nodes": [{"id": "plan", "kind": "segment", "next": ["act"]}, {"id": "act", "kind": "segment"}]}
+
+
+def test_a_structure_travels_with_its_digest_and_is_parsed_where_it_is_new():
+    obj = taken_in(kv_hints=envelope(action(structure=STRUCTURE, structure_ref="made up", node="plan")))
+    envelope_in = SimpleNamespace(kv_hints=decode_kv_hints_envelope(obj.kv_hints))
+    new, known = (intake.hints_of(envelope_in, structures)[0] for structures in ((), (digest(STRUCTURE),)))
+    assert new.structure == parse(STRUCTURE) and known.structure is None
+    assert new.structure_ref == known.structure_ref == digest(STRUCTURE) and new.node == "plan"
+
+
 def test_a_client_cannot_set_the_arrival():
     obj = taken_in(kv_hints=envelope(action(program_id="p", arrived=-1e9)))
-    assert intake.hints_of(SimpleNamespace(kv_hints=decode_kv_hints_envelope(obj.kv_hints)))[1] > 0
+    assert intake.hints_of(SimpleNamespace(kv_hints=decode_kv_hints_envelope(obj.kv_hints)), ())[1] > 0
 
 
 def test_a_batch_takes_each_items_own_hints():

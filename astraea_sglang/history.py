@@ -1,0 +1,220 @@
+"""What followed a node of a program class so far? A Markov chain per class, learned from every segment as it ends.
+
+A *node* is a place in a program: a declared structure's node and which visit of it this is (`visit`) or, without one,
+how many segments came before (`position`). Learning from each step, not from whole programs, needs no trace of them and
+is not misled by the fact that short ones end first. Old observations fade; memory is bounded whatever clients send.
+"""
+
+import math
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+MEMORY = 64.0  # observations of a node: beyond, old ones fade
+PRIOR_WEIGHT = 2.0  # observations that a prior counts for
+MAX_NODES = 32_768  # over all classes; about 1 KiB each at most
+MAX_CLASS_NODES = 512
+MAX_NEXT = 16  # successors of one node
+SWEEPS = 8  # enough for a chain (one) and for loops to within a few percent
+MOST = 1e9  # tokens or segments: no prediction is larger
+FORMAT = 1
+
+
+class Rest(NamedTuple):
+    """What a program still does after a segment: segments, prompt tokens never computed before, generated tokens."""
+
+    segments: float
+    new: float
+    output: float
+
+
+END = Rest(0.0, 0.0, 0.0)
+
+
+def position(segments: int) -> str:
+    """Which node is a segment that `segments` came before, in a program without declared structure?"""
+    return f"#{_coarse(segments)}"
+
+
+def visit(node: str, visits: int) -> str:
+    """Which node is the `visits`-th segment of a program at a declared one? A loop is learned round by round."""
+    return node if visits <= 1 else f"{node}@{_coarse(visits)}"
+
+
+def _coarse(count: int) -> int:
+    """Up to 32 each count for itself, then each power of two for all up to the next."""
+    return count if count < 32 else 1 << (count.bit_length() - 1)
+
+
+class _Node:
+    """One node's observations; `rest` is what the chain makes of them."""
+
+    __slots__ = ("ended", "new", "news", "next", "output", "outputs", "prior", "rest")
+
+    def __init__(self) -> None:
+        self.next: dict[str, float] = {}
+        self.ended = self.news = self.new = self.outputs = self.output = 0.0
+        self.prior: Rest | None = None
+        self.rest: Rest | None = None
+
+    @property
+    def outcomes(self) -> float:
+        return self.ended + sum(self.next.values())
+
+    def follow(self, node: str | None) -> None:
+        if node is None:
+            self.ended += 1
+        elif node in self.next or len(self.next) < MAX_NEXT:
+            self.next[node] = self.next.get(node, 0.0) + 1
+        if self.outcomes > MEMORY:
+            self.ended /= 2
+            self.next = {name: count / 2 for name, count in self.next.items() if count > 0.1}
+
+
+class _Class:
+    __slots__ = ("nodes", "output", "outputs", "stale")
+
+    def __init__(self) -> None:
+        self.nodes: dict[str, _Node] = {}
+        self.outputs = self.output = 0.0
+        self.stale = 0
+
+    def solve(self) -> None:
+        """Rest of a node = the mean over what followed it of (what that took + its own rest), pulled to the prior."""
+        for _ in range(SWEEPS):
+            moved = False
+            for label, node in reversed(self.nodes.items()):
+                outcomes = node.outcomes
+                prior = node.prior or END
+                weight = PRIOR_WEIGHT if node.prior else 0.0
+                segments, new, output = (weight * part for part in prior)
+                for name, count in node.next.items():
+                    after = self.nodes.get(name)
+                    if after is None:
+                        continue
+                    rest = after.rest or after.prior or END
+                    if name == label:  # the same again: solved for, not swept
+                        rest, outcomes = END, outcomes - count
+                    segments += count * (1 + rest.segments)
+                    new += count * (after.new + rest.new)
+                    output += count * (after.output + rest.output)
+                total = outcomes + weight or 1.0
+                solved = Rest(*(min(part / total, MOST) for part in (segments, new, output)))
+                moved = moved or node.rest is None or abs(solved.output - node.rest.output) > 0.01 * solved.output
+                node.rest = solved
+            if not moved:
+                break
+        self.stale = 0
+
+
+class History:
+    """Every class's chain. The class unseen for longest is forgotten when memory is full."""
+
+    def __init__(self) -> None:
+        self._classes: dict[str, _Class] = {}
+        self._nodes = 0
+
+    def arrived(self, program_class: str, before: str | None, node: str, new: int) -> None:
+        """A segment came at `node`, after `before` (None: the program's first), with `new` tokens never computed."""
+        chain = self._touch(program_class)
+        if before is not None and (last := self._node(chain, before)) is not None:
+            last.follow(node)
+        if (here := self._node(chain, node)) is not None:
+            here.news = min(here.news + 1, MEMORY)
+            here.new += (new - here.new) / here.news
+
+    def generated(self, program_class: str, node: str, tokens: int) -> None:
+        """A segment at `node` generated `tokens`."""
+        chain = self._touch(program_class)
+        chain.outputs = min(chain.outputs + 1, MEMORY)
+        chain.output += (tokens - chain.output) / chain.outputs
+        if (here := self._node(chain, node)) is not None:
+            here.outputs = min(here.outputs + 1, MEMORY)
+            here.output += (tokens - here.output) / here.outputs
+
+    def ended(self, program_class: str, node: str) -> None:
+        """A program ended after `node`."""
+        chain = self._touch(program_class)
+        if (here := self._node(chain, node)) is not None:
+            here.follow(None)
+
+    def output(self, program_class: str, node: str, prior: float) -> float:
+        """How many tokens does a segment at `node` generate?
+
+        The node's mean, pulled to its class's, and that to `prior`, the fewer observations there are the more.
+        """
+        chain = self._classes.get(program_class)
+        if chain is None:
+            return prior
+        mean = _pulled(chain.output, chain.outputs, prior)
+        here = chain.nodes.get(node)
+        return mean if here is None else _pulled(here.output, here.outputs, mean)
+
+    def rest(self, program_class: str, node: str, prior: Rest) -> Rest:
+        """What follows a segment at `node`? `prior` counts for PRIOR_WEIGHT observations, and for all where none is."""
+        chain = self._classes.get(program_class)
+        here = chain.nodes.get(node) if chain is not None else None
+        if chain is None or here is None:
+            return prior
+        here.prior = prior
+        if chain.stale * 16 >= min(chain.outputs, MEMORY) or here.rest is None:
+            chain.solve()
+        return here.rest or prior
+
+    def dump(self) -> dict[str, Any]:
+        """Everything learned, JSON-ready: what `load` reads back."""
+        return {
+            name: {
+                "outputs": chain.outputs,
+                "output": chain.output,
+                "nodes": {
+                    node: [n.ended, n.news, n.new, n.outputs, n.output, n.next] for node, n in chain.nodes.items()
+                },
+            }
+            for name, chain in self._classes.items()
+        }
+
+    def load(self, dumped: Any) -> None:
+        """Take what `dump` gave. Raises ValueError when it has another form; then nothing is taken."""
+        classes: dict[str, _Class] = {}
+        for name, kept in _items(dumped):
+            chain = classes[name] = _Class()
+            chain.outputs, chain.output = (_amount(kept[key]) for key in ("outputs", "output"))
+            for label, row in _items(kept["nodes"]):
+                node = chain.nodes[label] = _Node()
+                node.ended, node.news, node.new, node.outputs, node.output = map(_amount, row[:5])
+                node.next = {after: _amount(count) for after, count in _items(row[5])}
+        self._classes, self._nodes = classes, sum(len(chain.nodes) for chain in classes.values())
+        self._forget()
+
+    def _touch(self, program_class: str) -> _Class:
+        chain = self._classes.pop(program_class, None) or _Class()
+        self._classes[program_class] = chain
+        chain.stale += 1
+        return chain
+
+    def _node(self, chain: _Class, node: str) -> _Node | None:
+        if (here := chain.nodes.get(node)) is None and len(chain.nodes) < MAX_CLASS_NODES:
+            here = chain.nodes[node] = _Node()
+            self._nodes += 1
+            self._forget()
+        return here
+
+    def _forget(self) -> None:
+        while self._nodes > MAX_NODES and len(self._classes) > 1:
+            self._nodes -= len(self._classes.pop(next(iter(self._classes))).nodes)
+
+
+def _pulled(mean: float, count: float, prior: float) -> float:
+    return (count * mean + PRIOR_WEIGHT * prior) / (count + PRIOR_WEIGHT)
+
+
+def _items(value: Any) -> list[tuple[str, Any]]:
+    if not isinstance(value, Mapping):
+        raise ValueError(f"an object was expected, not {type(value).__name__}")
+    return list(value.items())
+
+
+def _amount(value: Any) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= MOST or math.isnan(value):
+        raise ValueError(f"a number from 0 to {MOST:g} was expected, not {value!r}")
+    return float(value)

@@ -1,0 +1,150 @@
+"""What may happen to the waiting queue now? From programs to what orders and the gate see of them, and back to rids."""
+
+from collections.abc import Iterable, Iterator, Sequence, Set
+from typing import NamedTuple
+
+from astraea_sglang import admit, mlfq
+from astraea_sglang.config import Config
+from astraea_sglang.costs import Costs
+from astraea_sglang.order import Waiting, rank
+from astraea_sglang.predict import Predictor
+from astraea_sglang.program import Program, Segment
+
+NEW_PRICES = 0.05  # relative change of a cost at which waiting segments are priced again
+
+
+class Pool(NamedTuple):
+    """The engine's size: tokens in its KV pools, host included, and requests in its largest batch."""
+
+    tokens: int
+    rows: int = 64
+
+
+class Plan(NamedTuple):
+    """What may happen to the waiting queue now: every rid, next one first, and those that must not start."""
+
+    order: list[str]
+    blocked: Set[str]
+
+
+class Planner:
+    """Plans passes over the waiting queue. Between them it keeps prices, so that a view is made once per segment."""
+
+    def __init__(self, config: Config, predictor: Predictor) -> None:
+        self._config = config
+        self._predictor = predictor
+        self._costs = Costs()
+        self._pool = Pool(0)
+        self._prices = 0  # grows with each change of costs or pool that views must follow
+
+    def plan(
+        self,
+        now: float,
+        costs: Costs,
+        waiting: Sequence[tuple[Segment, int]],
+        running: Iterable[Segment],
+        paused: Iterable[Program],
+        pool: Pool,
+    ) -> Plan:
+        """Which of the `waiting` segments, each with its resident tokens, may start, in which order?
+
+        `paused` programs come as their last segments ended, latest first.
+        """
+        self._reprice(costs, pool)
+        prices, gated, patience = self._prices, self._config.admission != "none", self._config.patience
+        views: list[Waiting] = []
+        used = admit.WorkingSet()
+        for segment, resident in waiting:
+            program = segment.program
+            view = segment.view if segment.priced == prices else None
+            if view is None:
+                view = self._view(segment)
+            wait = program.waited + program.inherited_wait
+            if program.waiting_since is not None:
+                wait += now - program.waiting_since
+            view.wait = wait
+            view.started = program.started
+            view.overdue = wait > patience * view.alone
+            if view.resident != resident:
+                view.resident = resident
+                if program.segments == 1:
+                    program.shared = resident
+            if resident and gated:
+                used.add(resident, program.program_class, program.shared)
+            views.append(view)
+        if self._config.order == "plas":
+            for view, (segment, _) in zip(views, waiting, strict=True):
+                view.attained = segment.program.attained
+        elif self._config.order == "mlfq":
+            self._age(views, waiting)
+        ranked = rank(self._config.order, views)
+        order = [view.rid for view in ranked]
+        if not gated:
+            return Plan(order, frozenset())
+        idle = True
+        for segment in running:
+            idle = False
+            used.add(segment.length, segment.program.program_class, segment.program.shared)
+        for program in self._due_soon(now, paused):
+            used.add(program.resident, program.program_class, program.shared)
+        return Plan(order, admit.blocked(ranked, used.tokens, self._config.theta * pool.tokens, idle=idle))
+
+    def _reprice(self, costs: Costs, pool: Pool) -> None:
+        pairs = zip(costs, self._costs, strict=True)
+        if pool != self._pool or any(abs(new - old) > NEW_PRICES * old for new, old in pairs):
+            self._costs, self._pool = costs, pool
+            self._prices += 1
+
+    def _due_soon(self, now: float, paused: Iterable[Program]) -> Iterator[Program]:
+        """Which paused programs' KV will be wanted before the pool could be refilled?
+
+        The longest pause looked at is four refills: what is due soon after a longer one is rare, the walk is not. Each
+        is looked at anew only after a sixteenth of a refill.
+        """
+        refill_s = self._costs.prefill * self._pool.tokens
+        for program in paused:
+            elapsed = now - (program.idle_since or 0.0)
+            if elapsed > 4 * refill_s:
+                return
+            if now - program.due_seen > refill_s / 16:
+                remaining = self._predictor.tool_remaining(program, elapsed)
+                program.due = elapsed < refill_s / 2 if remaining is None else remaining < refill_s
+                program.due_seen = now
+            if program.due:
+                yield program
+
+    def _view(self, segment: Segment) -> Waiting:
+        """What an order and the gate see of a segment, at the prices of now; wait and residency come with each plan."""
+        program, costs, later = segment.program, self._costs, segment.later
+        output = max(segment.output - segment.generated, 1.0)
+        context = segment.length + output / 2
+        later_context = context + (later.new + later.output) / 2
+        new = max(segment.length - segment.known, 0) + later.new
+        tokens = (output, context), (later.output, later_context)
+        view = segment.view = Waiting(
+            rid=segment.rid,
+            arrived=segment.arrived,
+            born=program.born,
+            tier=segment.tier,
+            left=costs.prefill * new + sum(n * costs.token(long, self._share(long)) for n, long in tokens),
+            alone=program.alone + costs.prefill * new + sum(n * costs.token(long) for n, long in tokens),
+            decode=costs.decode * output,
+            prefill=costs.prefill,
+            length=segment.length,
+            known=segment.known,
+            reserve=output,
+            level=program.level,
+            retracted=segment.retracted,
+        )
+        segment.priced = self._prices
+        return view
+
+    def _share(self, context: float) -> float:
+        """Which share of a decode step does a row with so much context take up? The scarcer of rows and memory."""
+        return min(1.0, max(1 / self._pool.rows, context / self._pool.tokens))
+
+    def _age(self, views: list[Waiting], waiting: Sequence[tuple[Segment, int]]) -> None:
+        last, aging = self._config.queues - 1, self._config.aging
+        for view, (segment, _) in zip(views, waiting, strict=True):
+            program = segment.program
+            view.level = program.level = mlfq.after_aging(program.level, view.response_ratio, last, aging)
