@@ -2,7 +2,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
 
-.PHONY: help setup demo bench test test-fast lint clean
+.PHONY: help setup demo bench bench-core test test-fast lint clean
 
 help:  ## show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -23,6 +23,9 @@ demo: $(READY)  ## a fleet of tool-using agents under SGLang's default policy an
 bench: $(READY)  ## policies at 1.3 x the knee on SGLang's scheduler in virtual time, no GPU (12 minutes on 2 cores)
 	$(BIN)/astraea bench --workload infercept --policies fcfs,lpm,hrrn,astraea,astraea:admission=none --out report/infercept
 	$(BIN)/astraea bench --workload coding --policies fcfs,lpm,hrrn,astraea,astraea:admission=none --out report/coding
+
+bench-core: $(READY)  ## what the policy itself costs, in time and memory, beside SGLang's lpm (2 minutes)
+	$(BIN)/astraea bench-core --out report/core
 
 test: $(READY)  ## everything, the real server included
 	$(BIN)/python -m pytest
