@@ -34,7 +34,7 @@ class Config:
         f"one number per queue but the last, comma-separated (default: {QUEUE_STEP},{2 * QUEUE_STEP},...)"
     )  # fmt: skip
     aging: float = _setting(10.0, "response ratio above which a program in the last queue returns to the first")
-    patience: float = _setting(50.0, "how often what it takes alone a program may wait before it goes first")
+    patience: float = _setting(25.0, "how often what it takes alone a program may wait before it goes first")
     reap_after: float = _setting(3600.0, "seconds after which a program is forgotten that neither waits nor runs")
     max_programs: int = _setting(100_000, "programs remembered at once; beyond, the longest idle one is forgotten")
 

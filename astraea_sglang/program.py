@@ -59,6 +59,7 @@ class Program:
     anonymous: bool = False  # a request that named no program: one segment, then done
     structure: ProgramStructure | None = None
     node: str | None = None  # of the segment that arrived last
+    later: Rest = END  # what it does after the segment that arrived last, predicted then
     visits: dict[str, int] = field(default_factory=dict)  # segments at each declared node
     segments: int = 0  # arrived so far
     started: bool = False  # one of them has run

@@ -79,6 +79,7 @@ class ProgramTable:
         program.next_tool, program.expected_tool_s = hints.next_tool, hints.expected_tool_s
         program.idle_since = None
         segment.output, segment.later = self.predictor.arrived(segment, before)
+        program.later = segment.later
         self._account_wait(program)
         return segment
 
@@ -242,6 +243,9 @@ class ProgramTable:
             "attained_tokens": program.attained,
             "wait_s": round(program.wait(self.now), 3),
             "queue_level": program.level,
+            "node": program.node,
             "next_tool": program.next_tool,
+            "segments_to_come": round(program.later.segments, 1),
+            "tokens_to_come": round(program.later.output),
             "age_s": round(self.now - program.arrived, 3),
         }

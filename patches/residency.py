@@ -51,9 +51,11 @@ class Residency:
 
     def clear(self) -> None:
         """The tree was emptied."""
-        for program in list(self._programs.values()):
+        for program in self._table.programs.values():
             self._table.evicted(program, 0)
-            self.forget(program)
+            program.tail = None
+        self._programs.clear()
+        self._paths.clear()
 
 
 def evicting(cache: Any, node_id: Any, *args: Any, **kwargs: Any) -> None:

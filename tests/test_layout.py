@@ -7,7 +7,10 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 CORE = sorted((ROOT / "astraea_sglang").glob("*.py"))
-DECIDING = ("program", "table", "order", "mlfq", "predict", "hints", "config", "errors")
+DECIDING = (
+    "admit", "config", "costs", "errors", "graph", "hints", "history", "mlfq", "order", "plan", "predict", "program",
+    "structure", "table", "tooltimes",
+)  # fmt: skip
 
 
 def imported(path: Path, *, top_level: bool = False) -> set[str]:
@@ -32,6 +35,22 @@ def test_only_patches_import_sglang(path):
 def test_patches_under_a_second_name_are_refused():
     done = subprocess.run([sys.executable, "-c", "import patches"], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode != 0 and "would hook SGLang twice" in done.stderr
+
+
+def test_the_policy_core_runs_in_a_bare_interpreter():
+    code = f"""
+import sys
+sys.path.insert(0, {str(ROOT)!r})
+from astraea_sglang.config import Config
+from astraea_sglang.hints import parse
+from astraea_sglang.table import Pool, ProgramTable
+table = ProgramTable(Config())
+hints = parse({{"program_id": "p", "node": "a", "structure": {{"nodes": [{{"id": "a", "kind": "segment"}}]}}}})
+print(table.plan([(table.arrive("r", hints, 100, 10), 0)], Pool(1000)).order)
+"""
+    bare = [sys.executable, "-I", "-S", "-c", code]  # no site-packages, no environment
+    done = subprocess.run(bare, cwd="/", capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "['r']"
 
 
 def test_the_package_imports_without_sglang_or_torch():

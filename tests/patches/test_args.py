@@ -1,5 +1,7 @@
 import argparse
+import json
 import os
+from contextlib import nullcontext
 from types import SimpleNamespace
 
 import pytest
@@ -7,11 +9,12 @@ from sglang.srt.server_args import ServerArgs
 
 from astraea_sglang.errors import ConfigError, SeamError
 from astraea_sglang.patches import args
+from astraea_sglang.predict import Predictor
 
 
 @pytest.fixture(autouse=True)
 def _as_engine(monkeypatch):
-    for name in ("ASTRAEA_ORDER", "ASTRAEA_REAP_AFTER"):
+    for name in ("ASTRAEA_ORDER", "ASTRAEA_REAP_AFTER", "ASTRAEA_HISTORY"):
         monkeypatch.setenv(name, "")  # so that what a test sets is undone
         monkeypatch.delenv(name)
     monkeypatch.setattr(args, "_from_command_line", False)
@@ -48,6 +51,19 @@ def test_the_policy_is_accepted_where_the_seams_hold():
 def test_a_bad_variable_stops_the_start(monkeypatch):
     monkeypatch.setenv("ASTRAEA_ORDER", "fifo")
     with pytest.raises(ConfigError, match="ASTRAEA_ORDER"):
+        args.check(asked())
+
+
+def test_a_history_file_may_be_new_but_not_somebody_elses(monkeypatch, tmp_path):
+    for text in (None, "{}", "[1, 2]", "not JSON", json.dumps(Predictor().dump())):
+        file = tmp_path / "history.json"
+        if text is not None:
+            file.write_text(text)
+        monkeypatch.setenv("ASTRAEA_HISTORY", str(file))
+        with nullcontext() if text is None or "format" in text else pytest.raises(ConfigError, match="move it away"):
+            args.check(asked())
+    monkeypatch.setenv("ASTRAEA_HISTORY", str(tmp_path / "missing" / "history.json"))
+    with pytest.raises(ConfigError, match="folder is missing"):
         args.check(asked())
 
 

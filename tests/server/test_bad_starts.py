@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from astraea_sglang.order import ORDERS
+
 pytestmark = pytest.mark.server
 SGLANG = [str(Path(sys.executable).with_name("sglang")), "serve"]
 OURS = [sys.executable, "-m", "astraea_sglang.cli", "serve"]
@@ -23,12 +25,21 @@ def refused(command: list[str], environment: dict[str, str]) -> str:
 @pytest.mark.parametrize("start", [[*OURS, "smollm2"], [*SGLANG, "--model-path", "m", "--schedule-policy", "astraea"]])
 def test_an_unknown_order(start, quiet_environment):
     line = refused([*start, "--astraea-order", "fifo"], quiet_environment)
-    assert line == "astraea: --astraea-order (or ASTRAEA_ORDER) is 'fifo': choose one of fcfs, hrrn, mlfq"
+    assert line == f"astraea: --astraea-order (or ASTRAEA_ORDER) is 'fifo': choose one of {', '.join(sorted(ORDERS))}"
 
 
 def test_thresholds_that_do_not_fit_the_queues(quiet_environment):
     line = refused([*OURS, "smollm2", "--astraea-queues", "3", "--astraea-thresholds", "5"], quiet_environment)
     assert line == "astraea: --astraea-thresholds (or ASTRAEA_THRESHOLDS) is '5': 3 queues take 2 numbers"
+
+
+@pytest.mark.parametrize("start", [[*OURS, "smollm2"], [*SGLANG, "--model-path", "m", "--schedule-policy", "astraea"]])
+def test_a_history_that_is_none(start, quiet_environment, tmp_path):
+    other = tmp_path / "notes.txt"
+    other.write_text("buy milk")
+    line = refused([*start, "--astraea-history", str(other)], quiet_environment)
+    assert line.startswith(f"astraea: --astraea-history {other} holds no history of ours") and "move it away" in line
+    assert other.read_text() == "buy milk"
 
 
 def test_a_taken_port(quiet_environment):

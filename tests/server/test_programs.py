@@ -7,6 +7,7 @@ from collections.abc import Callable
 import httpx
 import pytest
 
+from astraea_sglang.structure import digest
 from tests.conftest import ADMIN_KEY
 
 pytestmark = pytest.mark.server
@@ -76,24 +77,75 @@ def test_a_program_moves_through_every_state(client, server_url):
         blocker.join()
 
 
-def test_a_short_segment_overtakes_a_long_one_in_the_real_queue(client, server_url):
+def order_of_ends(client: httpx.Client, url: str, requests: dict[str, dict]) -> list[str]:
+    """In which order are these requests answered, by program, that come in this order to a server that is busy?"""
     order: list[str] = []
 
-    def ask(name: str, tokens: int) -> None:
-        with httpx.Client(base_url=server_url, timeout=120) as own:
-            generate(own, session_id=name, sampling_params={"max_new_tokens": tokens, "ignore_eos": True})
+    def ask(name: str, body: dict) -> None:
+        with httpx.Client(base_url=url, timeout=120) as own:
+            generate(own, session_id=name, **body)
             order.append(name)
 
-    blockers = [in_background(server_url, session_id=f"full-{i}", **LONG) for i in range(2)]
+    blockers = [in_background(url, session_id=f"full-{i}", **LONG) for i in range(2)]
     eventually(client, lambda: all((row(client, f"full-{i}") or {}).get("state") == "RUNNING" for i in range(2)))
     waiting = []
-    for name, tokens in (("long-1", 100), ("long-2", 100), ("short", 1)):
-        waiting.append(threading.Thread(target=ask, args=(name, tokens)))
+    for name, body in requests.items():
+        waiting.append(threading.Thread(target=ask, args=(name, body)))
         waiting[-1].start()
         eventually(client, lambda name=name: (row(client, name) or {}).get("state") == "READY")
     for thread in (*blockers, *waiting):
         thread.join()
-    assert order[0] == "short"
+    return order
+
+
+def tokens(count: int) -> dict:
+    return {"sampling_params": {"max_new_tokens": count, "ignore_eos": True}}
+
+
+def test_a_short_segment_overtakes_a_long_one_in_the_real_queue(client, server_url):
+    requests = {"long-1": tokens(100), "long-2": tokens(100), "short": tokens(1)}
+    assert order_of_ends(client, server_url, requests)[0] == "short"
+
+
+def test_a_users_priority_goes_before_shorter_work_and_none_at_all_comes_last(client, server_url):
+    requests = {
+        "plain": tokens(40),
+        "low": {"priority": 1, **tokens(40)},
+        "high": {"priority": 9, **tokens(60)},
+        "higher": {"priority": 10, **tokens(80)},
+    }
+    assert order_of_ends(client, server_url, requests) == ["high", "higher", "low", "plain"]  # two run at a time
+
+
+STRUCTURE = {
+    "nodes": [
+        {"id": "plan", "kind": "segment", "expected_tokens": 9, "next": ["search"]},
+        {"id": "search", "kind": "tool", "expected_s": 0.1, "next": ["act"]},
+        {"id": "act", "kind": "segment", "expected_tokens": 33},
+    ]
+}
+
+
+def test_a_declared_structure_is_sent_once_and_then_referred_to(client):
+    of = {"program_class": "planner", "node": "plan"}
+    generate(client, kv_hints=hinted("declares", structure=STRUCTURE, **of))
+    generate(client, kv_hints=hinted("refers", structure_ref=digest(STRUCTURE), **of))
+    for program in ("declares", "refers"):
+        seen = row(client, program) or {}
+        assert (seen["node"], seen["segments_to_come"], seen["tokens_to_come"]) == ("plan", 1.0, 33)
+    generate(client, kv_hints=hinted("refers", node="act", final=True))
+    assert (finished(client, "refers") or {})["segments"] == 2
+
+
+def test_an_impossible_structure_is_a_400_that_says_what_to_send(client):
+    circle = {"nodes": [{"id": "a", "kind": "segment", "next": ["b"]}, {"id": "b", "kind": "segment", "next": ["a"]}]}
+    reply = generate(client, kv_hints=hinted("circular", structure=circle))
+    assert reply.status_code == 400 and "put a loop node with `most` in it" in reply.text
+
+
+def test_what_nobody_declared_is_ignored_and_counted(client):
+    generate(client, kv_hints=hinted("lost", structure_ref="f00", node="plan"))
+    assert state(client)["ranks"][0]["counts"]["unknown_structures"] >= 1
 
 
 def test_a_program_whose_client_vanished_mid_tool_is_reaped(client):
