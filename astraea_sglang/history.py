@@ -11,10 +11,11 @@ from typing import Any, NamedTuple
 
 MEMORY = 64.0  # observations of a node: beyond, old ones fade
 PRIOR_WEIGHT = 2.0  # observations that a prior counts for
-MAX_NODES = 32_768  # over all classes; about 1 KiB each at most
-MAX_CLASS_NODES = 512
-MAX_NEXT = 16  # successors of one node
+MAX_NODES = 16_384  # over all classes; 2 KiB each at most
+MAX_CLASS_NODES = 256
+MAX_NEXT = 8  # successors of one node
 SWEEPS = 8  # enough for a chain (one) and for loops to within a few percent
+EDGES = 4096  # from node to node, gone over in one solution: about 2 ms
 MOST = 1e9  # tokens or segments: no prediction is larger
 FORMAT = 1
 
@@ -48,9 +49,10 @@ def _coarse(count: int) -> int:
 class _Node:
     """One node's observations; `rest` is what the chain makes of them."""
 
-    __slots__ = ("ended", "new", "news", "next", "output", "outputs", "prior", "rest")
+    __slots__ = ("ended", "label", "new", "news", "next", "output", "outputs", "prior", "rest")
 
-    def __init__(self) -> None:
+    def __init__(self, label: str) -> None:
+        self.label = label  # the one string that stands for it everywhere
         self.next: dict[str, float] = {}
         self.ended = self.news = self.new = self.outputs = self.output = 0.0
         self.prior: Rest | None = None
@@ -79,31 +81,31 @@ class _Class:
         self.stale = 0
 
     def solve(self) -> None:
-        """Rest of a node = the mean over what followed it of (what that took + its own rest), pulled to the prior."""
-        for _ in range(SWEEPS):
-            moved = False
-            for label, node in reversed(self.nodes.items()):
-                outcomes = node.outcomes
-                prior = node.prior or END
-                weight = PRIOR_WEIGHT if node.prior else 0.0
-                segments, new, output = (weight * part for part in prior)
-                for name, count in node.next.items():
-                    after = self.nodes.get(name)
-                    if after is None:
-                        continue
-                    rest = after.rest or after.prior or END
-                    if name == label:  # the same again: solved for, not swept
-                        rest, outcomes = END, outcomes - count
-                    segments += count * (1 + rest.segments)
-                    new += count * (after.new + rest.new)
-                    output += count * (after.output + rest.output)
-                total = outcomes + weight or 1.0
-                solved = Rest(*(min(part / total, MOST) for part in (segments, new, output)))
-                moved = moved or node.rest is None or abs(solved.output - node.rest.output) > 0.01 * solved.output
-                node.rest = solved
-            if not moved:
+        """Work out what follows each node. Clients choose the nodes, so the work is bounded, too."""
+        edges = sum(len(node.next) for node in self.nodes.values()) + 1
+        for _ in range(max(1, min(SWEEPS, EDGES // edges))):
+            moved = [self.back_up(node) for node in reversed(self.nodes.values())]
+            if not any(moved):
                 break
         self.stale = 0
+
+    def back_up(self, node: _Node) -> bool:
+        """Rest = the mean over what followed of what that took and its own rest, pulled to the prior. Did it change?"""
+        outcomes, weight = node.outcomes, PRIOR_WEIGHT if node.prior else 0.0
+        segments, new, output = (weight * part for part in node.prior or END)
+        for name, count in node.next.items():
+            after = self.nodes.get(name)
+            if after is None:
+                continue
+            rest = after.rest or after.prior or END
+            if after is node:  # the same again: solved for, not swept
+                rest, outcomes = END, outcomes - count
+            segments += count * (1 + rest.segments)
+            new += count * (after.new + rest.new)
+            output += count * (after.output + rest.output)
+        total = outcomes + weight or 1.0
+        before, node.rest = node.rest, Rest(*(min(part / total, MOST) for part in (segments, new, output)))
+        return before is None or any(abs(new - old) > 0.01 * new for new, old in zip(node.rest, before, strict=True))
 
 
 class History:
@@ -116,9 +118,10 @@ class History:
     def arrived(self, program_class: str, before: str | None, node: str, new: int) -> None:
         """A segment came at `node`, after `before` (None: the program's first), with `new` tokens never computed."""
         chain = self._touch(program_class)
+        here = self._node(chain, node)
         if before is not None and (last := self._node(chain, before)) is not None:
-            last.follow(node)
-        if (here := self._node(chain, node)) is not None:
+            last.follow(here.label if here else node)
+        if here is not None:
             here.news = min(here.news + 1, MEMORY)
             here.new += (new - here.new) / here.news
 
@@ -156,8 +159,10 @@ class History:
         if chain is None or here is None:
             return prior
         here.prior = prior
-        if chain.stale * 16 >= min(chain.outputs, MEMORY) or here.rest is None:
+        if chain.stale * 16 >= max(min(chain.outputs, MEMORY), 2 * len(chain.nodes)):
             chain.solve()
+        elif here.rest is None:
+            chain.back_up(here)
         return here.rest or prior
 
     def dump(self) -> dict[str, Any]:
@@ -179,8 +184,9 @@ class History:
         for name, kept in _items(dumped):
             chain = classes[name] = _Class()
             chain.outputs, chain.output = (_amount(kept[key]) for key in ("outputs", "output"))
+            chain.stale = int(MEMORY)
             for label, row in _items(kept["nodes"]):
-                node = chain.nodes[label] = _Node()
+                node = chain.nodes[label] = _Node(label)
                 node.ended, node.news, node.new, node.outputs, node.output = map(_amount, row[:5])
                 node.next = {after: _amount(count) for after, count in _items(row[5])}
         self._classes, self._nodes = classes, sum(len(chain.nodes) for chain in classes.values())
@@ -194,7 +200,7 @@ class History:
 
     def _node(self, chain: _Class, node: str) -> _Node | None:
         if (here := chain.nodes.get(node)) is None and len(chain.nodes) < MAX_CLASS_NODES:
-            here = chain.nodes[node] = _Node()
+            here = chain.nodes[node] = _Node(node)
             self._nodes += 1
             self._forget()
         return here

@@ -28,7 +28,7 @@ SIZES = (10, 100, 1000, 10_000, 100_000)  # waiting segments
 BESIDE = (128, 256, 512, 1000)  # the same, beside SGLang's lpm
 ROUNDS = 9
 PROGRAMS = 10_000  # whose memory is measured
-NAMES = 100_000  # class names that a hostile client makes up
+HOSTILE = 20_000  # segments of a client that makes up classes, nodes and tools: more than are remembered
 POOL = Pool(300_000, 256)
 
 
@@ -43,7 +43,7 @@ def run(out: Path) -> int:
 
         passes, step_s = measure(BESIDE, ROUNDS)
     with console.status("memory"):
-        memory = {"program_bytes": program_bytes(PROGRAMS), "history_bytes": history_bytes(NAMES)}
+        memory = {"program_bytes": program_bytes(PROGRAMS), "history_bytes": history_bytes(HOSTILE)}
     out.mkdir(parents=True, exist_ok=True)
     result = {"growth": grown, "orders": _orders(), "beside": passes, "step_s": step_s, **memory}
     (out / "core.json").write_text(json.dumps(result, indent=1) + "\n")
@@ -88,7 +88,7 @@ def run(out: Path) -> int:
     )
     console.print(f"a step: {step_s * 1e6:.2f} us for each running request")
     console.print(f"a live program: {memory['program_bytes']:,.0f} bytes")
-    console.print(f"history after {NAMES:,} class names: {memory['history_bytes'] / 2**20:.1f} MiB")
+    console.print(f"history, full of made-up classes, nodes and tools: {memory['history_bytes'] / 2**20:.1f} MiB")
     console.print(f"{out / 'core.json'}", soft_wrap=True)
     return 0
 
@@ -133,18 +133,20 @@ def program_bytes(programs: int) -> float:
     return used / programs
 
 
-def history_bytes(names: int) -> int:
-    """How much memory does learned history take after `names` class names, each with programs, nodes and tools?"""
+def history_bytes(segments: int) -> int:
+    """How much memory does learned history take after so many segments of a client that makes up every name?"""
+    random = Random(1)
     tracemalloc.start()
     table = ProgramTable(Config())
     before = tracemalloc.get_traced_memory()[0]
-    for i in range(names):
-        for j in range(2):
-            hints = Hints(program_id="p", program_class=f"{i:0128}", next_tool=f"{i:0128}", final=j == 1)
-            segment = table.arrive("r", hints, 1000 + i, 512)
-            table.serve(segment, 100 + i)
-            table.finish(segment)
-            table.advance(table.now + i)
+    for i in range(segments):
+        node, tool = (f"{random.randrange(9999):0128}" for _ in range(2))
+        name = f"{i // 256:0128}"  # as many nodes in a class as it may have
+        hints = Hints(program_id=name, program_class=name, node=f"{int(node) % 256:0128}", next_tool=tool)
+        segment = table.arrive("r", hints, 1000 + i, 512)
+        table.serve(segment, 100 + i)
+        table.finish(segment)
+        table.advance(table.now + random.random())
     used = tracemalloc.get_traced_memory()[0] - before
     tracemalloc.stop()
     return used
