@@ -55,10 +55,13 @@ class Predictor:
             self.tools.observe(program.program_class, program.next_tool or "", seconds)
 
     def tool_remaining(self, program: Program, elapsed: float) -> float | None:
-        """For how many seconds will a paused program's tool still run? The median; None if nothing is known."""
+        """For how many seconds will a paused program's tool still run? The median; None if nothing is known.
+
+        A call that has outlasted its declared time is expected to take as long again.
+        """
         remaining = self.tools.median(program.program_class, program.next_tool or "", elapsed)
         if remaining is None and self.declares and program.expected_tool_s is not None:
-            return max(0.0, program.expected_tool_s - elapsed)
+            return program.expected_tool_s - elapsed if elapsed < program.expected_tool_s else elapsed
         return remaining
 
     def dump(self) -> dict[str, Any]:

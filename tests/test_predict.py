@@ -56,6 +56,7 @@ def test_a_tools_time_is_the_declared_one_until_history_knows_better():
         run(t, arrive(t, str(i), next_tool="search", expected_tool_s=5.0), 10)
         program = t.programs["p"]
         assert t.predictor.tool_remaining(program, 1.0) == (4.0 if i < 3 else 1.0)
+        assert t.predictor.tool_remaining(program, 7.0) == (7.0 if i < 3 else float("inf"))
         t.advance(t.now + 2.0)
 
 
