@@ -2,10 +2,10 @@ PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
 
-.PHONY: help setup demo bench bench-core test test-fast lint clean
+.PHONY: help setup demo bench bench-levers bench-core test test-fast lint clean
 
 help:  ## show this list
-	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
 
 setup: $(READY)  ## virtual environment, SGLang, this package, the model (once; about 10 GB)
 
@@ -20,9 +20,14 @@ $(READY): pyproject.toml
 demo: $(READY)  ## a fleet of tool-using agents under SGLang's default policy and under astraea
 	$(BIN)/astraea demo --out demo
 
-bench: $(READY)  ## policies at 1.3 x the knee on SGLang's scheduler in virtual time, no GPU (12 minutes on 2 cores)
-	$(BIN)/astraea bench --workload infercept --policies fcfs,lpm,hrrn,astraea,astraea:admission=none --out report/infercept
-	$(BIN)/astraea bench --workload coding --policies fcfs,lpm,hrrn,astraea,astraea:admission=none --out report/coding
+POLICIES := fcfs,lpm,hrrn,astraea:order=mlfq,admission=none,astraea
+LEVERS := fcfs,astraea:admission=none,astraea:fcfs,astraea,astraea:prediction=off,astraea:prediction=declared,hints=declared,astraea:hints=declared,astraea:prediction=declared,hints=oracle
+
+bench: $(READY)  ## policies at 1.3 x the knee on SGLang's scheduler in virtual time, no GPU (15 minutes on 2 cores)
+	for w in infercept mixed coding; do $(BIN)/astraea bench --workload $$w --policies $(POLICIES) --out report/$$w || exit; done
+
+bench-levers: $(READY)  ## gate and order alone and together, prediction off to oracle, three seeds (an hour on 2 cores)
+	for w in infercept mixed coding; do $(BIN)/astraea bench --workload $$w --seeds 1,2,3 --policies $(LEVERS) --out report/$$w || exit; done
 
 bench-core: $(READY)  ## what the policy itself costs, in time and memory, beside SGLang's lpm (2 minutes)
 	$(BIN)/astraea bench-core --out report/core

@@ -45,8 +45,9 @@ What is added to your flags is printed first; a flag you give yourself is never 
   astraea serve meta-llama/Llama-3.1-8B-Instruct --tp 2 --astraea-order mlfq
   astraea serve smollm2 --schedule-policy lpm          (SGLang's own policy, for comparison)
 
-The scheduler's own flags: --astraea-order, --astraea-admission, --astraea-theta, --astraea-queues,
---astraea-thresholds, --astraea-aging, --astraea-reap-after, --astraea-max-programs.
+The scheduler's own flags: --astraea-order, --astraea-admission, --astraea-theta, --astraea-prediction,
+--astraea-history, --astraea-patience, --astraea-queues, --astraea-thresholds, --astraea-aging, --astraea-reap-after,
+--astraea-max-programs.
 `astraea serve smollm2 --help` explains them after SGLang's."""
 
 
@@ -111,7 +112,11 @@ def bench(
         float, typer.Option(help="Arrivals, in multiples of the rate at which fcfs begins to thrash.")
     ] = 1.3,
     policies: Annotated[
-        str, typer.Option(help="Comma-separated: fcfs, lpm, ..., astraea, astraea:ORDER, astraea:KEY=VALUE,...")
+        str,
+        typer.Option(
+            help="Comma-separated: fcfs, lpm, ..., astraea, astraea:ORDER, astraea:KEY=VALUE,...; KEY is a setting of "
+            "serve, or hints: what programs tell of themselves (none, class, declared, oracle)."
+        ),
     ] = "fcfs,lpm,hrrn,astraea",
     seeds: Annotated[str, typer.Option(help="Comma-separated: of programs and arrivals.")] = "1",
     device: Annotated[str, typer.Option(help="Whose forward passes are emulated.")] = "h200-llama3.1-8b",

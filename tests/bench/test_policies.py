@@ -29,6 +29,12 @@ def test_settings_end_where_the_next_policy_begins():
     ]
 
 
+def test_what_programs_tell_of_themselves_is_a_setting_of_the_run_not_of_the_server():
+    (policy,) = parse("astraea:prediction=declared,hints=oracle")
+    assert (policy.hints, dict(policy.environment)) == ("oracle", {"ASTRAEA_PREDICTION": "declared"})
+    assert [p.hints for p in parse("fcfs,astraea")] == ["class", "class"]
+
+
 def test_a_policy_named_twice_runs_once():
     assert len(parse("fcfs,astraea,fcfs")) == 2
 
@@ -42,6 +48,7 @@ def test_a_policy_named_twice_runs_once():
         ("fcfs:mlfq", r"only astraea takes settings; type fcfs, or astraea:mlfq"),
         ("astraea:", r"only astraea takes settings"),
         ("astraea:colour=red", r"no setting is called 'colour'; choose from: order, "),
+        ("astraea:hints=all", r"hints=all is unknown; choose one of class, none, declared, oracle"),
         ("astraea:best", r"ASTRAEA_ORDER\) is 'best': choose one of"),
         ("astraea:queues=many", r"ASTRAEA_QUEUES\) is 'many': give a whole number"),
     ],
