@@ -17,19 +17,19 @@ def blocked(ranked: Iterable[Waiting], used: float, room: float, *, idle: bool) 
     `used` tokens are in use or due back soon, what waiting segments have resident included; `room` tokens may be. A
     segment is cold with less than half of its prompt in the radix tree. Warm ones always start: their KV is there, and
     finishing them frees it. A cold one starts if what it adds, prompt and predicted output, fits; else it is skipped.
-    Those behind it may pass until a skipped one is overdue. Then no cold segment passes it, nor any program that has
-    not begun: memory can only be given back, so that every segment starts in the end. Where nothing runs (`idle`) and
-    nobody may start, the first does.
+    Those behind it may pass until a skipped one is overdue: then no cold segment passes it, nor any program that has
+    not begun. If it waits as long again, none at all does, so that the engine drains. Where nothing runs (`idle`) and
+    nobody may start, the first does. So every segment starts in the end.
     """
     skipped: list[str] = []
     started = 0
-    closed = False
+    late = 0.0  # how late is the latest that was skipped
     for segment in ranked:
         cold = segment.resident < WARM * segment.length
         growth = segment.length - segment.resident + segment.reserve
-        if (cold and (closed or used + growth > room)) or (closed and not segment.started):
+        if late > 2 or (late > 1 and not segment.started) or (cold and (late > 1 or used + growth > room)):
             skipped.append(segment.rid)
-            closed = closed or segment.overdue
+            late = max(late, segment.late)
         else:
             used += growth
             started += 1

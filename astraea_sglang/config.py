@@ -27,7 +27,7 @@ class Config:
     prediction: str = _setting(
         "both", f"what tells what is left of a program: {', '.join(PREDICTIONS)} (declared structure, history)"
     )
-    history: str = _setting("", "a file that keeps what was learned across restarts; written once a minute")
+    history: str = _setting("", "a file that keeps what was learned across restarts; written every ten seconds at most")
     queues: int = _setting(6, "how many queues the mlfq order has")
     thresholds: tuple[int, ...] = _setting(
         (), f"generated tokens of a segment above which its program moves one queue down; "

@@ -25,13 +25,6 @@ class Costs(NamedTuple):
     row: float = 2e-5  # per decoding row
     kv: float = 2e-8  # per token of KV that decoding rows read
 
-    def work(self, uncached: int, output: float) -> float:
-        """T_comp(S) = f_prefill(n_in) + n_gen * avg_decode_latency_per_token, seconds (Astraea 4.2); never zero.
-
-        n_in are the prompt tokens the radix tree does not hold: the others cost nothing to compute.
-        """
-        return max(self.prefill * uncached + self.decode * output, 1e-9)
-
     def token(self, context: float, share: float = 1.0) -> float:
         """What does a generated token cost with `context` tokens before it? Seconds, alone (`share` 1) or in a batch.
 

@@ -64,14 +64,15 @@ class Graph:
         self.ways = [self._ways(i, onward[i], bodies.get(i)) for i in range(len(nodes))]
         targets = [[way.to for way in ways] for ways in self.ways]
         self.order = _sorted(targets)
-        self.below = _below(self.order, targets)
+        below = _below(self.order, targets)
         nexts = {loop: targets[loop][:-1] for loop in bodies}  # the last way is its body
-        self.exits = {loop: set(to).union(*(self.below[i] for i in to)) for loop, to in nexts.items()}
+        self.exits = {loop: _bits(set(to).union(*(below[i] for i in to))) for loop, to in nexts.items()}
+        self.below = [_bits(nodes) for nodes in below]
         self.width = [int(node.kind == "segment") for node in nodes]
         self.forks: list[list[int]] = [[] for _ in nodes]  # whose branches meet at the node
         for i in reversed(self.order):
             if nodes[i].kind == "fork":
-                self._fork(i, [{to} | self.below[to] for to in targets[i]])
+                self._fork(i, [{to} | below[to] for to in targets[i]])
 
     def flow(self, root: int) -> tuple[list[float], list[float]]:
         """How often is each node visited, usually and at most, by a program that is at `root`? A loop: entered."""
@@ -195,6 +196,11 @@ def _below(order: Sequence[int], onward: Sequence[Iterable[int]]) -> list[set[in
     for i in reversed(order):
         below[i].update(onward[i], *(below[to] for to in onward[i]))
     return below
+
+
+def _bits(nodes: Iterable[int]) -> int:
+    """A set of nodes as bits: a structure is kept for long."""
+    return sum(1 << i for i in nodes)
 
 
 def _reach(follow: Sequence[Iterable[int]], start: int, free: set[int]) -> set[int]:

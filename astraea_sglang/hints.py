@@ -81,7 +81,10 @@ def parse(payload: object) -> Hints:
         structure=parsed,
         structure_ref=_text(payload, "structure_ref", NAME_LENGTH),
         node=_text(payload, "node", NAME_LENGTH),
-        ignored=tuple(sorted(str(key)[:NAME_LENGTH] for key in payload if key not in KEYS)),
+        ignored=(
+            *sorted(str(key)[:NAME_LENGTH] for key in payload if key not in KEYS),
+            *(parsed.ignored if parsed else ()),
+        ),
         clipped=clipped_ms + clipped_segment + (parsed.clipped if parsed else ()),
     )
 

@@ -5,6 +5,7 @@ how many segments came before (`position`). Learning from each step, not from wh
 is not misled by the fact that short ones end first. Old observations fade; memory is bounded whatever clients send.
 """
 
+import hashlib
 import math
 from collections.abc import Mapping
 from typing import Any, NamedTuple
@@ -16,6 +17,9 @@ MAX_CLASS_NODES = 256
 MAX_NEXT = 8  # successors of one node
 SWEEPS = 8  # enough for a chain (one) and for loops to within a few percent
 EDGES = 4096  # from node to node, gone over in one solution: about 2 ms
+MAX_DUMPED = 4096  # nodes: what is written to a file holds the scheduler up
+SHORT = 32  # characters
+OTHER = "..."  # what followed has no node of its own, as its class has too many
 MOST = 1e9  # tokens or segments: no prediction is larger
 FORMAT = 1
 
@@ -38,7 +42,7 @@ def position(segments: int) -> str:
 
 def visit(node: str, visits: int) -> str:
     """Which node is the `visits`-th segment of a program at a declared one? A loop is learned round by round."""
-    return node if visits <= 1 else f"{node}@{_coarse(visits)}"
+    return f"{_short(node)}@{_coarse(visits)}"
 
 
 def _coarse(count: int) -> int:
@@ -49,13 +53,12 @@ def _coarse(count: int) -> int:
 class _Node:
     """One node's observations; `rest` is what the chain makes of them."""
 
-    __slots__ = ("ended", "label", "new", "news", "next", "output", "outputs", "prior", "rest")
+    __slots__ = ("ended", "label", "new", "news", "next", "output", "outputs", "rest")
 
     def __init__(self, label: str) -> None:
         self.label = label  # the one string that stands for it everywhere
         self.next: dict[str, float] = {}
         self.ended = self.news = self.new = self.outputs = self.output = 0.0
-        self.prior: Rest | None = None
         self.rest: Rest | None = None
 
     @property
@@ -90,14 +93,18 @@ class _Class:
         self.stale = 0
 
     def back_up(self, node: _Node) -> bool:
-        """Rest = the mean over what followed of what that took and its own rest, pulled to the prior. Did it change?"""
-        outcomes, weight = node.outcomes, PRIOR_WEIGHT if node.prior else 0.0
-        segments, new, output = (weight * part for part in node.prior or END)
+        """Rest = the mean over what followed of what that took and its own rest. Did it change?
+
+        Of a node that nobody left yet it is one segment more, as the class's are.
+        """
+        outcomes = node.outcomes
+        weight = 0.0 if outcomes else 1.0
+        segments, new, output = weight, weight * node.new, weight * self.output
         for name, count in node.next.items():
             after = self.nodes.get(name)
             if after is None:
                 continue
-            rest = after.rest or after.prior or END
+            rest = after.rest or END
             if after is node:  # the same again: solved for, not swept
                 rest, outcomes = END, outcomes - count
             segments += count * (1 + rest.segments)
@@ -120,7 +127,7 @@ class History:
         chain = self._touch(program_class)
         here = self._node(chain, node)
         if before is not None and (last := self._node(chain, before)) is not None:
-            last.follow(here.label if here else node)
+            last.follow(here.label if here else OTHER)
         if here is not None:
             here.news = min(here.news + 1, MEMORY)
             here.new += (new - here.new) / here.news
@@ -145,7 +152,7 @@ class History:
 
         The node's mean, pulled to its class's, and that to `prior`, the fewer observations there are the more.
         """
-        chain = self._classes.get(program_class)
+        chain = self._classes.get(_short(program_class))
         if chain is None:
             return prior
         mean = _pulled(chain.output, chain.outputs, prior)
@@ -153,33 +160,35 @@ class History:
         return mean if here is None else _pulled(here.output, here.outputs, mean)
 
     def rest(self, program_class: str, node: str, prior: Rest) -> Rest:
-        """What follows a segment at `node`? `prior` counts for PRIOR_WEIGHT observations, and for all where none is."""
-        chain = self._classes.get(program_class)
+        """What follows a segment at `node`? The asker's own `prior` counts for PRIOR_WEIGHT observations.
+
+        It is for this answer alone: what one client declares changes no prediction of another's.
+        """
+        chain = self._classes.get(_short(program_class))
         here = chain.nodes.get(node) if chain is not None else None
         if chain is None or here is None:
             return prior
-        here.prior = prior
         if chain.stale * 16 >= max(min(chain.outputs, MEMORY), 2 * len(chain.nodes)):
             chain.solve()
         elif here.rest is None:
             chain.back_up(here)
-        return here.rest or prior
+        learned, seen = here.rest or END, here.outcomes
+        return Rest(*(min(_pulled(part, seen, own), MOST) for part, own in zip(learned, prior, strict=True)))
 
     def dump(self) -> dict[str, Any]:
-        """Everything learned, JSON-ready: what `load` reads back."""
-        return {
-            name: {
-                "outputs": chain.outputs,
-                "output": chain.output,
-                "nodes": {
-                    node: [n.ended, n.news, n.new, n.outputs, n.output, n.next] for node, n in chain.nodes.items()
-                },
-            }
-            for name, chain in self._classes.items()
-        }
+        """What was learned of the classes seen last, MAX_DUMPED nodes in all, JSON-ready: what `load` reads back."""
+        kept: list[tuple[str, Any]] = []
+        nodes = 0
+        for name, chain in reversed(self._classes.items()):
+            nodes += len(chain.nodes)
+            if nodes > MAX_DUMPED:
+                break
+            rows = {node: [n.ended, n.news, n.new, n.outputs, n.output, n.next] for node, n in chain.nodes.items()}
+            kept.append((name, {"outputs": chain.outputs, "output": chain.output, "nodes": rows}))
+        return dict(reversed(kept))
 
     def load(self, dumped: Any) -> None:
-        """Take what `dump` gave. Raises ValueError when it has another form; then nothing is taken."""
+        """Take what `dump` gave. Raises ValueError, KeyError or TypeError when it is something else, and takes none."""
         classes: dict[str, _Class] = {}
         for name, kept in _items(dumped):
             chain = classes[name] = _Class()
@@ -193,8 +202,9 @@ class History:
         self._forget()
 
     def _touch(self, program_class: str) -> _Class:
-        chain = self._classes.pop(program_class, None) or _Class()
-        self._classes[program_class] = chain
+        name = _short(program_class)
+        chain = self._classes.pop(name, None) or _Class()
+        self._classes[name] = chain
         chain.stale += 1
         return chain
 
@@ -208,6 +218,11 @@ class History:
     def _forget(self) -> None:
         while self._nodes > MAX_NODES and len(self._classes) > 1:
             self._nodes -= len(self._classes.pop(next(iter(self._classes))).nodes)
+
+
+def _short(name: str) -> str:
+    """Names are clients', and kept: a long one by its digest."""
+    return name if len(name) <= SHORT else hashlib.blake2s(name.encode(), digest_size=16).hexdigest()
 
 
 def _pulled(mean: float, count: float, prior: float) -> float:

@@ -1,9 +1,9 @@
 """Which waiting segment goes next? One key function per order, smallest key first; pure, and total down to `rid`.
 
 A user's own priority stands above every order as strict tiers. Within a tier no program waits for ever: once it has
-waited `--astraea-patience` times as long as it would take alone (T), it is overdue and goes before every program that
-is not, the oldest first, so that from then on only programs that began earlier still pass it (`fcfs` and `program-fcfs`
-let no others pass anyway). `srpt` alone gives no such promise: there a long program waits while shorter ones come.
+waited `--astraea-patience` times as long as it would take alone (T), it is overdue: its segments go before those of
+every program that is not, first come first served, so that only segments that came earlier still pass them (under
+`fcfs` no others do anyway). `srpt` alone gives no such promise: there a long program waits while shorter ones come.
 """
 
 from collections.abc import Callable, Iterable
@@ -25,9 +25,9 @@ class Waiting:
     arrived: float  # when this segment entered the queue
     born: float  # when the run that its program belongs to began
     tier: int = 0  # of the user's priority, smallest first
-    wait: float = 0.0  # W: what the run's segments have spent waiting, this one included
+    wait: float = 0.0  # W: what its run's segments have spent waiting, this one included
     left: float = 1.0  # R: engine time of what is left of the program, tokens computed before left out; above zero
-    alone: float = 1.0  # T: how long the whole program takes alone on the engine; above zero
+    alone: float = 1.0  # T: how long all of its run takes alone on the engine; above zero
     decode: float = 1.0  # of what this segment will generate; above zero
     prefill: float = 0.0  # per prompt token
     length: int = 0  # of the prompt
@@ -38,7 +38,7 @@ class Waiting:
     level: int = 0  # the program's queue in the Stateful-MLFQ
     retracted: bool = False
     started: bool = True  # a segment of its program has run before
-    overdue: bool = False  # its program has waited for longer than anyone should
+    late: float = 0.0  # W as a share of what a program may wait: from 1 on it is overdue
 
     @property
     def work(self) -> float:
@@ -112,7 +112,7 @@ ORDERS: dict[str, Order] = {
     "program-fcfs": by_program_arrival,
     "srpt": by_remaining_work,
 }
-WITHOUT_PATIENCE = ("fcfs", "program-fcfs", "srpt")
+WITHOUT_PATIENCE = ("fcfs", "srpt")
 
 
 def rank(order: str, segments: Iterable[Waiting]) -> list[Waiting]:
@@ -122,8 +122,8 @@ def rank(order: str, segments: Iterable[Waiting]) -> list[Waiting]:
         return sorted(segments, key=lambda segment: (segment.tier, *key(segment)))
 
     def patient(segment: Waiting) -> Key:
-        if segment.overdue:
-            return (segment.tier, 0, segment.born, segment.arrived, segment.rid)
+        if segment.late > 1:
+            return (segment.tier, 0, segment.arrived, segment.rid)
         return (segment.tier, 1, *key(segment))
 
     return sorted(segments, key=patient)

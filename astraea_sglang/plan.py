@@ -1,6 +1,7 @@
 """What may happen to the waiting queue now? From programs to what orders and the gate see of them, and back to rids."""
 
 from collections.abc import Iterable, Iterator, Sequence, Set
+from itertools import islice
 from typing import NamedTuple
 
 from astraea_sglang import admit, mlfq
@@ -10,6 +11,8 @@ from astraea_sglang.order import Waiting, rank
 from astraea_sglang.predict import Predictor
 from astraea_sglang.program import Program, Segment
 
+MAX_PAUSED = 4096  # programs
+LONGEST = 3600.0  # seconds: what is believed of the time that a segment and what follows take alone; it bounds patience
 NEW_PRICES = 0.05  # relative change of a cost at which waiting segments are priced again
 
 
@@ -59,15 +62,14 @@ class Planner:
             view = segment.view if segment.priced == prices else None
             if view is None:
                 view = self._view(segment)
-            wait = program.waited + program.inherited_wait
-            if program.waiting_since is not None:
-                wait += now - program.waiting_since
-            view.wait = wait
+            run = program.run
+            view.wait = wait = run.waits.seconds + (now - run.waits.since)
+            view.alone = alone = run.alone + segment.alone
+            view.late = wait / (patience * alone)
             view.started = program.started
-            view.overdue = wait > patience * view.alone
             if view.resident != resident:
                 view.resident = resident
-                if program.segments == 1:
+                if program.segments == 1 and not program.started:
                     program.shared = resident
             if resident and gated:
                 used.add(resident, program.program_class, program.shared)
@@ -98,11 +100,11 @@ class Planner:
     def _due_soon(self, now: float, paused: Iterable[Program]) -> Iterator[Program]:
         """Which paused programs' KV will be wanted before the pool could be refilled?
 
-        The longest pause looked at is four refills: what is due soon after a longer one is rare, the walk is not. Each
-        is looked at anew only after a sixteenth of a refill.
+        The longest pause looked at is four refills: what is due soon after a longer one is rare, the walk is not; and
+        of those the MAX_PAUSED shortest. Each is looked at anew only after a sixteenth of a refill.
         """
         refill_s = self._costs.prefill * self._pool.tokens
-        for program in paused:
+        for program in islice(paused, MAX_PAUSED):
             elapsed = now - (program.idle_since or 0.0)
             if elapsed > 4 * refill_s:
                 return
@@ -114,20 +116,20 @@ class Planner:
                 yield program
 
     def _view(self, segment: Segment) -> Waiting:
-        """What an order and the gate see of a segment, at the prices of now; wait and residency come with each plan."""
+        """What an order and the gate see of a segment, at the prices of now; what changes comes with each plan."""
         program, costs, later = segment.program, self._costs, segment.later
         output = max(segment.output - segment.generated, 1.0)
         context = segment.length + output / 2
         later_context = context + (later.new + later.output) / 2
         new = max(segment.length - segment.known, 0) + later.new
         tokens = (output, context), (later.output, later_context)
+        segment.alone = min(costs.prefill * new + sum(n * costs.token(long) for n, long in tokens), LONGEST)
         view = segment.view = Waiting(
             rid=segment.rid,
             arrived=segment.arrived,
-            born=program.born,
+            born=program.run.born,
             tier=segment.tier,
             left=costs.prefill * new + sum(n * costs.token(long, self._share(long)) for n, long in tokens),
-            alone=program.alone + costs.prefill * new + sum(n * costs.token(long) for n, long in tokens),
             decode=costs.decode * output,
             prefill=costs.prefill,
             length=segment.length,

@@ -4,11 +4,12 @@ from typing import Any
 
 from astraea_sglang.history import END, FORMAT, History, Rest
 from astraea_sglang.program import Program, Segment
-from astraea_sglang.structure import Node
+from astraea_sglang.structure import ProgramStructure
 from astraea_sglang.tooltimes import ToolTimes
 
 PRIOR_OUTPUT = 128.0  # tokens; InferCept's mean segment, until something has been seen
 PRIOR_NEW = 64.0  # tokens a tool's answer adds; InferCept's default
+MAX_RESTS = 4096
 OWN_WEIGHT = 2.0  # a program's own mean counts in full only after a few segments
 
 
@@ -24,20 +25,27 @@ class Predictor:
         self.learns = mode in ("both", "learned")
         self.history = History()
         self.tools = ToolTimes()
+        self._rests: dict[tuple[str, str, int], Rest] = {}  # what declared structures say, by digest, node and visit
 
-    def arrived(self, segment: Segment, before: str | None) -> tuple[float, Rest]:
-        """A segment came, after the node `before`: how many tokens will it generate, and what does its program then?"""
+    def arrived(
+        self, segment: Segment, before: str | None, structure: ProgramStructure | None = None
+    ) -> tuple[float, Rest]:
+        """A segment came, after the node `before`: how many tokens will it generate, and what does its program then?
+
+        `structure` is what its program declares.
+        """
         program = segment.program
         if self.learns and not program.anonymous:
             new = segment.prompt_tokens - segment.known
             self.history.arrived(program.program_class, before, segment.node, new)
-        declared = self._declared(program, segment.declared)
+        structure = structure if self.declares and segment.declared is not None else None
+        declared = structure.segment(segment.declared) if structure and segment.declared else None
         prior = declared.expected_tokens if declared and declared.expected_tokens is not None else PRIOR_OUTPUT
-        output = self.history.output(program.program_class, segment.node, prior)
+        output = self.history.output(program.program_class, segment.node, prior) if self.learns else prior
         if declared is None:
             output = (program.generated + OWN_WEIGHT * output) / (program.finished_segments + OWN_WEIGHT)
         output = max(1.0, min(output, segment.max_new_tokens))
-        return output, self._later(segment, output)
+        return output, self._later(segment, output, structure)
 
     def finished(self, segment: Segment) -> None:
         """A segment ran to its end."""
@@ -59,7 +67,8 @@ class Predictor:
 
         A call that has outlasted its declared time is expected to take as long again.
         """
-        remaining = self.tools.median(program.program_class, program.next_tool or "", elapsed)
+        tool = program.program_class, program.next_tool or ""
+        remaining = self.tools.median(*tool, elapsed) if self.learns else None
         if remaining is None and self.declares and program.expected_tool_s is not None:
             return program.expected_tool_s - elapsed if elapsed < program.expected_tool_s else elapsed
         return remaining
@@ -80,19 +89,23 @@ class Predictor:
             raise ValueError(f"not a history of ours ({error!r})") from None
         self.history, self.tools = history, tools
 
-    def _later(self, segment: Segment, output: float) -> Rest:
+    def _later(self, segment: Segment, output: float, structure: ProgramStructure | None) -> Rest:
         program, node = segment.program, segment.declared
         if program.closing or program.anonymous:
             return END
-        if node is not None and program.structure is not None and self._declared(program, node):
-            after = program.structure.after(node, program.visits.get(node, 1), PRIOR_OUTPUT)
-            prior = Rest(after.segments, after.new_tokens, after.expected_tokens)
+        if structure is not None and node is not None:
+            prior = self._after(program.structure_ref or "", structure, node, program.visits.get(node, 1))
         else:  # as much again as it has done
             done = program.segments
             prior = Rest(done, done * PRIOR_NEW, done * output)
         return self.history.rest(program.program_class, segment.node, prior) if self.learns else prior
 
-    def _declared(self, program: Program, node: str | None) -> Node | None:
-        if not self.declares or program.structure is None or node is None:
-            return None
-        return program.structure.segment(node) if program.structure.has_segment(node) else None
+    def _after(self, ref: str, structure: ProgramStructure, node: str, visits: int) -> Rest:
+        """Each answer is worked out once: it takes up to a millisecond."""
+        rest = self._rests.get((ref, node, visits))
+        if rest is None:
+            if len(self._rests) >= MAX_RESTS:
+                self._rests.clear()
+            after = structure.after(node, visits, PRIOR_OUTPUT)
+            rest = self._rests[ref, node, visits] = Rest(after.segments, after.new_tokens, after.expected_tokens)
+        return rest

@@ -6,7 +6,6 @@ from enum import StrEnum
 from astraea_sglang.hints import Hints
 from astraea_sglang.history import END, Rest
 from astraea_sglang.order import Waiting
-from astraea_sglang.structure import ProgramStructure
 
 
 class State(StrEnum):
@@ -36,6 +35,7 @@ class Segment:
     later: Rest = END  # what its program does after it, predicted when it arrived
     view: Waiting | None = None  # what an order sees of it, made when it is first planned
     priced: int = -1  # which prices the view was made with
+    alone: float = 0.0  # seconds that this segment and what follows it take alone, at those prices
     generated: int = 0  # tokens
     matched: bool = False  # it has been looked up in the radix tree
     running: bool = False
@@ -47,6 +47,37 @@ class Segment:
         return self.prompt_tokens + self.generated
 
 
+class Waits:
+    """How long has something waited, in seconds, while any of its segments did? Parallel ones wait once."""
+
+    __slots__ = ("seconds", "segments", "since")
+
+    def __init__(self) -> None:
+        self.segments = 0  # that wait now
+        self.seconds = 0.0  # without the wait that goes on now
+        self.since = 0.0
+
+    def change(self, by: int, now: float) -> None:
+        """So many segments more wait from now on."""
+        if self.segments:
+            self.seconds += now - self.since
+        self.segments += by
+        self.since = now
+
+    def until(self, now: float) -> float:
+        """The wait that goes on included."""
+        return self.seconds + (now - self.since if self.segments else 0.0)
+
+
+@dataclass(slots=True, eq=False)
+class Run:
+    """A program and its sub-agents: one age, one wait and one service. None can lend its age without paying for it."""
+
+    born: float  # seconds
+    waits: Waits = field(default_factory=Waits)
+    alone: float = 0.0  # seconds its segments so far would have taken alone on this engine
+
+
 @dataclass(slots=True, eq=False)
 class Program:
     """One agent run. Only ProgramTable changes it. Times in seconds of the table's clock."""
@@ -54,10 +85,10 @@ class Program:
     id: str
     program_class: str
     arrived: float
-    born: float  # seconds: when the run it belongs to began; a sub-agent's is its parent's
+    run: Run  # a sub-agent's is its parent's
     parent_id: str | None = None
     anonymous: bool = False  # a request that named no program: one segment, then done
-    structure: ProgramStructure | None = None
+    structure_ref: str | None = None  # digest of the structure it declared
     node: str | None = None  # of the segment that arrived last
     later: Rest = END  # what it does after the segment that arrived last, predicted then
     visits: dict[str, int] = field(default_factory=dict)  # segments at each declared node
@@ -74,10 +105,8 @@ class Program:
     next_tool: str | None = None
     expected_tool_s: float | None = None
     closing: str | None = None  # why it is done once no segment lives: "final" segment arrived, or "ended" from outside
-    waited: float = 0.0  # seconds, without the wait that goes on now
-    inherited_wait: float = 0.0  # seconds a sub-agent's parent had waited when it came
-    alone: float = 0.0  # seconds its segments so far would have taken alone on this engine, a parent's included
-    waiting_since: float | None = None
+    generating: int = 0  # tokens of live segments so far
+    waits: Waits = field(default_factory=Waits)
     idle_since: float | None = None
     due: bool = False  # paused, and likely back before the pool could be refilled: as of due_seen
     due_seen: float = float("-inf")
@@ -99,8 +128,4 @@ class Program:
     @property
     def attained(self) -> int:
         """How much service has it had? Tokens prefilled and generated, of live segments too."""
-        return self.prefilled + self.generated + sum(segment.generated for segment in self.live.values())
-
-    def wait(self, now: float) -> float:
-        """W(R): for how many seconds have its segments waited in the queue? Parallel segments wait once, not each."""
-        return self.waited + (now - self.waiting_since if self.waiting_since is not None else 0.0)
+        return self.prefilled + self.generated + self.generating

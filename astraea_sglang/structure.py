@@ -27,6 +27,7 @@ from astraea_sglang.errors import HintError
 from astraea_sglang.graph import KINDS, Graph, Node, more_rounds
 
 MAX_NODES = 256
+MAX_KEPT = 16_384  # nodes of all structures that are remembered
 MAX_BRANCHES = 64  # of one fork
 MAX_IGNORED = 32
 NAME_LENGTH = 128
@@ -91,7 +92,9 @@ class ProgramStructure:
         graph, n = self._graph, self._graph.index[node_id]
         usual, most = graph.flow(graph.within[n][0] if graph.within[n] else n)
         passed = graph.rounds(n, usual, most) if n in graph.inside else (usual[n], most[n])
-        later = graph.below[n].union(*(graph.exits[loop] for loop in graph.within[n]))  # without a further round
+        later = graph.below[n]  # bits: what comes without a further round
+        for loop in graph.within[n]:
+            later |= graph.exits[loop]
         width = graph.width[n] if self.nodes[n].kind == "fork" else 0
         if not graph.within[n]:
             usual[n] = most[n] = 0.0
@@ -101,8 +104,8 @@ class ProgramStructure:
             loop: [more_rounds(*pair, visits) for pair in zip(rounds[loop], passed, strict=True)] for loop in rounds
         }
         for u, loop in innermost.items():
-            most[u] *= (more[loop][1] + (u in later)) / rounds[loop][1]
-            usual[u] = min(most[u], usual[u] * (more[loop][0] + (u in later)) / rounds[loop][0])
+            most[u] *= (more[loop][1] + (later >> u & 1)) / rounds[loop][1]
+            usual[u] = min(most[u], usual[u] * (more[loop][0] + (later >> u & 1)) / rounds[loop][0])
         return self._futures(zip(usual, most, strict=True), width, unknown_tokens)
 
     def _futures(self, visits: Iterable[tuple[float, float]], width: int, unknown_tokens: float) -> Futures:
@@ -145,6 +148,34 @@ def digest(structure: ProgramStructure | Mapping[str, Any]) -> str:
     parsed = structure if isinstance(structure, ProgramStructure) else parse(structure)
     text = json.dumps(parsed.payload(), sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()[:32]
+
+
+class Structures:
+    """The structures that clients declared, by digest: of those used last, MAX_KEPT nodes in all."""
+
+    def __init__(self) -> None:
+        self._known: dict[str, ProgramStructure] = {}
+        self._nodes = 0
+
+    def __contains__(self, ref: object) -> bool:
+        return ref in self._known
+
+    def add(self, structure: ProgramStructure, ref: str | None = None) -> str:
+        """Keep a structure; `ref` is its digest, if that is known already. Returns the digest."""
+        ref = ref or digest(structure)
+        if ref not in self._known:
+            self._nodes += len(structure.nodes)
+            self._known[ref] = structure
+            while self._nodes > MAX_KEPT:
+                self._nodes -= len(self._known.pop(next(iter(self._known))).nodes)
+        return ref
+
+    def get(self, ref: str) -> ProgramStructure | None:
+        """The structure with this digest, which is used now. None if it is not known, or no longer."""
+        structure = self._known.pop(ref, None)
+        if structure is not None:
+            self._known[ref] = structure
+        return structure
 
 
 class _Reader:

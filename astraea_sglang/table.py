@@ -2,7 +2,7 @@
 
 import math
 from collections import Counter, deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 from astraea_sglang import mlfq
@@ -12,11 +12,10 @@ from astraea_sglang.hints import Hints
 from astraea_sglang.history import position, visit
 from astraea_sglang.plan import Plan, Planner, Pool
 from astraea_sglang.predict import Predictor
-from astraea_sglang.program import Program, Segment
-from astraea_sglang.structure import ProgramStructure, digest
+from astraea_sglang.program import Program, Run, Segment
+from astraea_sglang.structure import ProgramStructure, Structures
 
 FINISHED_KEPT = 256  # programs
-MAX_STRUCTURES = 1024
 MAX_VISITS = 16  # declared nodes of a program whose segments are counted
 
 
@@ -37,6 +36,7 @@ class ProgramTable:
 
     def __init__(self, config: Config) -> None:
         self.config = config
+        self.gone: Callable[[Program], None] = lambda program: None  # hears of each program that is no longer known
         self.now = 0.0
         self.costs = Costs()
         self.counts: Counter[str] = Counter()
@@ -45,7 +45,7 @@ class ProgramTable:
         self.predictor = Predictor(config.prediction)
         self._idle: dict[str, Program] = {}  # in the order of idle_since, so that reaping looks at the first only
         self._running: dict[str, Segment] = {}
-        self.structures: dict[str, ProgramStructure] = {}  # by digest
+        self.structures = Structures()
         self._planner = Planner(config, self.predictor)
 
     def advance(self, now: float, costs: Costs | None = None) -> None:
@@ -67,7 +67,8 @@ class ProgramTable:
         if self._idle.pop(program.key, None) and program.idle_since is not None:
             self.predictor.returned(program, self.now - program.idle_since)
         before = program.node
-        declared = self._declared(program, hints)
+        structure = self._structure(program, hints)
+        declared = self._declared(program, hints.node, structure)
         node = visit(declared, program.visits.get(declared, 1)) if declared else position(program.segments)
         known = min(program.context, prompt_tokens)
         segment = Segment(rid, program, hints, declared, node, self.now, prompt_tokens, max_new_tokens, tier, known)
@@ -78,7 +79,7 @@ class ProgramTable:
             program.closing = program.closing or "final"
         program.next_tool, program.expected_tool_s = hints.next_tool, hints.expected_tool_s
         program.idle_since = None
-        segment.output, segment.later = self.predictor.arrived(segment, before)
+        segment.output, segment.later = self.predictor.arrived(segment, before, structure)
         program.later = segment.later
         self._account_wait(program)
         return segment
@@ -105,6 +106,7 @@ class ProgramTable:
 
     def serve(self, segment: Segment, generated: int) -> None:
         """A segment has generated `generated` tokens so far."""
+        segment.program.generating += generated - segment.generated
         segment.generated = generated
 
     def finish(self, segment: Segment, *, aborted: bool = False) -> None:
@@ -114,8 +116,10 @@ class ProgramTable:
             return
         program.running -= segment.running
         self._running.pop(segment.rid, None)
-        program.alone += self._alone(segment)
-        program.context = program.resident = segment.length
+        if segment.running:  # else nothing of it was computed
+            program.run.alone += self._alone(segment)
+            program.context = program.resident = segment.length
+        program.generating -= segment.generated
         program.finished_segments += 1
         program.generated += segment.generated
         if aborted:
@@ -169,30 +173,26 @@ class ProgramTable:
             id=hints.program_id or rid,
             program_class=hints.program_class,
             arrived=self.now,
-            born=parent.born if parent else self.now,
+            run=parent.run if parent else Run(self.now),
             parent_id=hints.parent_id,
             anonymous=hints.program_id is None,
         )
-        if parent is not None:  # a sub-agent is as old as its parent: as overdue, that is
-            program.inherited_wait = parent.inherited_wait + parent.wait(self.now)
-            program.alone = parent.alone
         self.programs[program.key] = program
         return program
 
-    def _declared(self, program: Program, hints: Hints) -> str | None:
-        """At which declared node is a segment that arrives now? What is unknown of it is counted and ignored."""
+    def _structure(self, program: Program, hints: Hints) -> ProgramStructure | None:
+        """Which structure does a segment's program have? One that the engine does not know is counted and ignored."""
         if hints.structure is not None:
-            ref = hints.structure_ref or digest(hints.structure)
-            program.structure = self.structures[ref] = hints.structure
-            if len(self.structures) > MAX_STRUCTURES:
-                del self.structures[next(iter(self.structures))]
+            program.structure_ref = self.structures.add(hints.structure, hints.structure_ref)
         elif hints.structure_ref is not None:
-            known = self.structures.pop(hints.structure_ref, None)
-            if known is not None:
-                program.structure = self.structures[hints.structure_ref] = known
-            self.counts["unknown_structures"] += known is None
-        node, visits = hints.node, program.visits
-        if node is not None and program.structure is not None and not program.structure.has_segment(node):
+            program.structure_ref = hints.structure_ref if hints.structure_ref in self.structures else None
+            self.counts["unknown_structures"] += program.structure_ref is None
+        return self.structures.get(program.structure_ref) if program.structure_ref is not None else None
+
+    def _declared(self, program: Program, node: str | None, structure: ProgramStructure | None) -> str | None:
+        """At which declared node is a segment that arrives now? One that was not declared is counted and ignored."""
+        visits = program.visits
+        if node is not None and structure is not None and not structure.has_segment(node):
             self.counts["unknown_nodes"] += 1
             return None
         if node is not None and (node in visits or len(visits) < MAX_VISITS):
@@ -213,19 +213,18 @@ class ProgramTable:
         self.counts[f"{why}_programs"] += 1
         if why != "forgotten":
             self.predictor.ended(program)
+        self.gone(program)
         if not program.anonymous:
-            jct, wait = self.now - program.arrived, program.wait(self.now)
+            jct, wait = self.now - program.arrived, program.waits.until(self.now)
             self.finished.append(
                 Finished(program.id, program.program_class, why, jct, wait, program.segments, program.attained)
             )
 
     def _account_wait(self, program: Program) -> None:
-        waiting = len(program.live) > program.running
-        if waiting and program.waiting_since is None:
-            program.waiting_since = self.now
-        elif not waiting and program.waiting_since is not None:
-            program.waited = program.wait(self.now)
-            program.waiting_since = None
+        more = len(program.live) - program.running - program.waits.segments
+        if more:
+            program.waits.change(more, self.now)
+            program.run.waits.change(more, self.now)
 
     def _alone(self, segment: Segment) -> float:
         """How many seconds would a finished segment have taken alone, with nothing evicted?"""
@@ -241,7 +240,7 @@ class ProgramTable:
             "state": program.state,
             "segments": program.segments,
             "attained_tokens": program.attained,
-            "wait_s": round(program.wait(self.now), 3),
+            "wait_s": round(program.waits.until(self.now), 3),
             "queue_level": program.level,
             "node": program.node,
             "next_tool": program.next_tool,

@@ -58,6 +58,8 @@ def _check(server_args: Any) -> None:
     config = Config.from_environment(os.environ)
     if config.history:
         memory.check(config.history)
+        if server_args.dp_size > 1:
+            raise ConfigError("--astraea-history keeps the history of one scheduler; leave it or --dp-size out")
     if (problem := drift()) is not None:
         raise SeamError(problem)
     if missing := [seam.target for seam in SEAMS if seam.hook and seam.target not in HookRegistry._patched]:

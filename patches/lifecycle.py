@@ -34,6 +34,7 @@ class Engine:
     blocked: Set[str] = frozenset()  # rids that the gate holds back in this pass
     adder: Any = None  # the PrefillAdder that does so, made once
     memory: Any = None  # memory.Memory on the leader, once it polls
+    remembers: bool = False  # the history of earlier runs has been loaded
     faults: set[str] = field(default_factory=set)
 
     def fault(self, where: str) -> None:
@@ -67,9 +68,10 @@ def attach(result: None, scheduler: Any) -> None:
         return
     config = Config.from_environment(os.environ)
     table = ProgramTable(config)
-    scheduler.astraea = scheduler.policy.engine = Engine(table, Residency(table))
+    scheduler.astraea = scheduler.policy.engine = engine = Engine(table, Residency(table))
+    table.gone = engine.residency.forget
     scheduler.policy.max_running = scheduler.max_running_requests
-    scheduler.tree_cache.astraea = scheduler.astraea
+    scheduler.tree_cache.astraea = engine
     logger.info("astraea: scheduling agent programs (--schedule-policy astraea): %s", config)
 
 
@@ -119,7 +121,8 @@ def stepped(engine: Engine, scheduler: Any, result: None, batch: Any, outcome: A
         if req.finished():
             req.astraea = None  # an overlapped batch may show a finished request once more
             engine.table.finish(segment, aborted=isinstance(req.finished_reason, FINISH_ABORT))
-            if segment.program.idle_since is not None and req.last_node is not None:
+            host = getattr(scheduler.tree_cache, "cache_controller", None)  # with a host pool eviction is no loss
+            if segment.program.idle_since is not None and req.last_node is not None and host is None:
                 engine.residency.finished(segment.program, req.last_node)
 
 

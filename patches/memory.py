@@ -36,17 +36,20 @@ class Memory:
 
     def __init__(self, path: str) -> None:
         self._file = Path(path)
-        self._read = False
         self._next = time.monotonic() + EVERY
 
-    def poll(self, predictor: Predictor) -> list[AstraeaHistory]:
-        """Called each pass: what was kept goes to all ranks in the first one; what is known now is written at times."""
+    def poll(self, engine: Any) -> list[AstraeaHistory]:
+        """Called each pass: what was kept goes to all ranks until it has arrived; what is known is written at times.
+
+        SGLang drops what a pass adds when it skips receiving (--scheduler-recv-interval), hence "until".
+        """
+        if not engine.remembers:
+            if self._file.exists():
+                return [AstraeaHistory(text=_read(self._file))]
+            engine.remembers = True
         now = time.monotonic()
-        if not self._read:
-            self._read = True
-            return [AstraeaHistory(text=_read(self._file))] if self._file.exists() else []
         if now >= self._next:
-            self._write(predictor)
+            self._write(engine.table.predictor)
             took = time.monotonic() - now
             self._next = now + max(EVERY, took / SHARE)
         return []
@@ -54,7 +57,7 @@ class Memory:
     def _write(self, predictor: Predictor) -> None:
         draft = self._file.with_name(self._file.name + ".part")
         try:
-            draft.write_text(json.dumps(predictor.dump()))
+            draft.write_text(json.dumps(predictor.dump(), ensure_ascii=False), encoding="utf-8")
             draft.replace(self._file)
         except OSError as error:
             logger.warning("astraea: the history was not written to %s (%s)", self._file, error)
@@ -62,6 +65,9 @@ class Memory:
 
 def apply(engine: Any, message: AstraeaHistory) -> None:
     """Handle a history, on every rank."""
+    if engine.remembers:
+        return
+    engine.remembers = True
     try:
         engine.table.predictor.load(json.loads(message.text))
     except Exception:
@@ -71,4 +77,4 @@ def apply(engine: Any, message: AstraeaHistory) -> None:
 def _read(file: Path) -> str:
     if file.stat().st_size > LARGEST:
         raise ValueError(f"{file.stat().st_size} bytes; at most {LARGEST} are read")
-    return file.read_text()
+    return file.read_text(encoding="utf-8")

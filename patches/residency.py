@@ -10,52 +10,46 @@ from astraea_sglang.table import ProgramTable
 
 
 class Residency:
-    """The tree nodes at which the paths of programs end. A program has one; node ids are only compared, never used."""
+    """The tree nodes at which the paths of paused programs end. Their ids are only compared, never used on the tree."""
 
     def __init__(self, table: ProgramTable) -> None:
         self._table = table
-        self._programs: dict[Any, Program] = {}
-        self._paths: dict[str, list[tuple[Any, int]]] = {}  # by program, of those that lose KV: (node, tokens above it)
+        self._ending: dict[Any, dict[str, Program]] = {}  # by node
 
     def finished(self, program: Program, node: Any) -> None:
         """A segment ended at `node`, and its program goes on."""
         self.forget(program)
-        program.tail = node
-        self._programs[node] = program
+        self._end(program, node)
 
     def forget(self, program: Program) -> None:
         """A program runs again, or is over: its path is nobody's."""
-        if self._programs.get(program.tail) is program:
-            del self._programs[program.tail]
-        self._paths.pop(program.key, None)
+        ending = self._ending.get(program.tail)
+        if ending is not None and ending.pop(program.key, None) and not ending:
+            del self._ending[program.tail]
         program.tail = None
 
     def evicting(self, tree: Any, node: Any) -> None:
         """The `tree` core is about to evict the leaf `node` (which exists still)."""
-        program = self._programs.pop(node, None)
-        if program is None:
+        ending = self._ending.pop(node, None)
+        if ending is None:
             return
-        path = self._paths.get(program.key)
-        if path is None:
-            (nodes,) = tree.collect_path_info([node])
-            path = self._paths[program.key] = [(n.node_id, n.path_start) for n in nodes]
-        while path and path[-1][0] != node:
-            path.pop()
-        if not path:  # the path was split since
-            return self.forget(program)
-        _, above = path.pop()
-        self._table.evicted(program, above)
-        program.tail = path[-1][0] if path else None
-        if program.tail is not None:
-            self._programs.setdefault(program.tail, program)
+        ((*_, last),) = tree.collect_path_info([node])
+        for program in ending.values():
+            self._table.evicted(program, last.path_start)
+            program.tail = None
+            if last.path_start:
+                self._end(program, last.parent_id)
 
     def clear(self) -> None:
         """The tree was emptied."""
         for program in self._table.programs.values():
             self._table.evicted(program, 0)
             program.tail = None
-        self._programs.clear()
-        self._paths.clear()
+        self._ending.clear()
+
+    def _end(self, program: Program, node: Any) -> None:
+        program.tail = node
+        self._ending.setdefault(node, {})[program.key] = program
 
 
 def evicting(cache: Any, node_id: Any, *args: Any, **kwargs: Any) -> None:

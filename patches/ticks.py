@@ -22,7 +22,7 @@ def poll(result: list[Any], scheduler: Any) -> list[Any] | None:
     kept: list[Any] = []
     if path := engine.table.config.history:
         engine.memory = engine.memory or Memory(path)
-        kept = engine.memory.poll(engine.table.predictor)
+        kept = engine.memory.poll(engine)
     now = time.monotonic()
     if engine.table.programs and now - engine.ticked >= INTERVAL:
         engine.ticked = now

@@ -63,12 +63,9 @@ def misses(c: Costs, work: list[tuple[int, int]], times: list[float]) -> float:
     return max(abs(p / s - 1) for p, s in zip(decode_s(work, c=c), times, strict=True))
 
 
-def test_work_is_prefill_of_uncached_tokens_plus_decode():
-    assert Costs(prefill=0.01, decode=0.1).work(100, 5) == pytest.approx(1.5)  # Astraea 4.2
-
-
-def test_work_is_never_zero():
-    assert Costs().work(0, 0.0) > 0
+def test_rows_of_a_batch_share_the_fixed_part_of_a_step():
+    costs = Costs(step=0.01, row=0.001, kv=1e-6)
+    assert costs.token(1000) == pytest.approx(0.012) and costs.token(1000, share=0.1) == pytest.approx(0.003)
 
 
 def test_the_prior_stands_until_steps_are_measured():

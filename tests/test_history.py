@@ -95,7 +95,16 @@ def test_a_prior_counts_for_little_once_samples_are_there():
     assert history.rest("react", "#0", Rest(1000, 1e5, 1e5)).segments < 100
     for _ in range(100):
         run(history, chain(2))
-    assert history.rest("react", "#0", Rest(1000, 1e5, 1e5)).segments < 40
+    assert history.rest("react", "#0", Rest(1000, 1e5, 1e5)).segments < 50
+
+
+def test_what_one_client_declares_changes_no_prediction_of_anothers():
+    history, other = learned(chain(4), times=20), learned(chain(4), times=20)
+    for node in chain(5):
+        history.rest("react", node, Rest(MOST, MOST, MOST))
+    for h in (history, other):
+        run(h, chain(4))
+    assert history.rest("react", "#0", UNKNOWN) == other.rest("react", "#0", UNKNOWN)
 
 
 def test_old_behaviour_fades():
@@ -120,6 +129,11 @@ def test_a_broken_dump_is_refused_and_nothing_is_lost(broken):
     with pytest.raises((ValueError, KeyError, TypeError)):
         history.load(broken)
     assert history.dump() == before
+
+
+def test_a_long_name_takes_no_more_room_than_a_short_one():
+    history = learned(["n" * 128], times=9, program_class="c" * 128)
+    assert all(len(name) <= 32 for name in history.dump()) and history.output("c" * 128, "new", 128) < 64
 
 
 def test_a_hundred_thousand_class_names_take_bounded_memory(monkeypatch):

@@ -23,7 +23,7 @@ segments = st.lists(
     st.builds(
         seg, st.text(max_size=3), seconds, seconds, tier=st.integers(-3, 3), wait=seconds, left=above, alone=above,
         decode=above, prefill=st.floats(0, 1), length=tokens, known=tokens, resident=tokens, attained=tokens,
-        level=st.integers(0, 5), retracted=st.booleans(), overdue=st.booleans(),
+        level=st.integers(0, 5), retracted=st.booleans(), late=st.floats(0, 3),
     ),
     unique_by=lambda s: s.rid,
 )  # fmt: skip
@@ -106,18 +106,18 @@ def test_every_order_ranks_every_segment_once_whatever_the_queues_order(queue, o
 
 
 @given(segments, st.sampled_from(sorted(set(ORDERS) - set(WITHOUT_PATIENCE))))
-def test_an_overdue_program_is_passed_by_older_overdue_ones_only(queue, order):
-    victim = seg("victim", 5.0, 5.0, left=1e9, attained=10**9, level=5, overdue=True)
+def test_an_overdue_segment_is_passed_by_overdue_ones_that_came_earlier_only(queue, order):
+    victim = seg("victim", 5.0, 5.0, left=1e9, attained=10**9, level=5, late=1.01)
     ahead = orders.rank(order, [*(replace(s, tier=0) for s in queue), victim])
     ahead = ahead[: [s.rid for s in ahead].index("victim")]
-    assert all(s.overdue and (s.born, s.arrived) <= (5.0, 5.0) for s in ahead)
+    assert all(s.late > 1 and s.arrived <= 5.0 for s in ahead)
 
 
 @pytest.mark.parametrize("order", sorted(ORDERS))
 def test_only_srpt_lets_a_stream_of_short_programs_starve_a_long_one(order):
     victim = seg("victim", left=100, alone=100, decode=100, attained=10_000, level=1)
     for now in range(1, 5002):  # one fresh program a second, one served a second; a patience of 50
-        victim.wait, victim.overdue = now, now > 50 * victim.alone
+        victim.wait, victim.late = now, now / (50 * victim.alone)
         if rank(order, [victim, seg("fresh", float(now), float(now))])[0] == "victim":
             break
     else:

@@ -5,6 +5,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
+from astraea_sglang import structure as structures
 from astraea_sglang import table as module
 from astraea_sglang.costs import Costs
 from astraea_sglang.hints import Hints
@@ -67,7 +68,7 @@ def test_wait_is_summed_over_the_segments_of_a_program():
         t.advance(t.now + waited)
         run(t, segment, 10)
         t.advance(t.now + 100)  # a tool's time is no wait
-    assert t.programs["p"].wait(t.now) == 7.0
+    assert t.programs["p"].waits.until(t.now) == 7.0
 
 
 def test_parallel_segments_wait_once():
@@ -77,7 +78,7 @@ def test_parallel_segments_wait_once():
     t.start(a, 1)
     t.advance(6.0)
     t.start(b, 1)
-    assert t.programs["p"].wait(t.now) == 6.0
+    assert t.programs["p"].waits.until(t.now) == 6.0
 
 
 def test_a_retracted_segment_waits_again_and_keeps_its_tokens():
@@ -87,7 +88,7 @@ def test_a_retracted_segment_waits_again_and_keeps_its_tokens():
     t.serve(a, 7)
     t.requeue(a)
     t.advance(2.0)
-    assert (a.program.state, a.program.wait(t.now), a.program.attained) == (State.READY, 2.0, 107)
+    assert (a.program.state, a.program.waits.until(t.now), a.program.attained) == (State.READY, 2.0, 107)
 
 
 def test_attained_service_counts_prefill_and_generated_tokens_of_live_segments_too():
@@ -287,7 +288,7 @@ class Storm(RuleBasedStateMachine):
         assert live == set(self.segments)
         for program in t.programs.values():
             assert program.running == sum(s.running for s in program.live.values())
-            assert 0 <= program.wait(t.now) <= t.now - program.arrived + 1e-9
+            assert 0 <= program.waits.until(t.now) <= t.now - program.arrived + 1e-9
             assert (program.idle_since is None) == bool(program.live)
         idle = [p for p in t.programs.values() if not p.live]
         assert len(idle) <= t.config.max_programs
@@ -347,9 +348,9 @@ def test_prediction_can_be_switched(prediction, output):
 def test_a_structure_is_sent_once_and_referred_to_by_its_digest():
     t = table()
     arrive(t, "a", structure=CHAIN, node="plan")
-    assert arrive(t, "b", program="q", structure_ref=digest(CHAIN), node="act").program.structure == CHAIN
+    assert arrive(t, "b", program="q", structure_ref=digest(CHAIN), node="plan").later == (1, 50, 300)
     arrive(t, "c", program="r", structure_ref="f00", node="act")
-    assert t.programs["r"].structure is None and t.counts["unknown_structures"] == 1
+    assert t.programs["r"].structure_ref is None and t.counts["unknown_structures"] == 1
 
 
 def test_a_node_that_was_not_declared_is_counted_and_ignored():
@@ -359,13 +360,14 @@ def test_a_node_that_was_not_declared_is_counted_and_ignored():
 
 
 def test_structures_and_visits_are_bounded(monkeypatch):
-    monkeypatch.setattr(module, "MAX_STRUCTURES", 3)
+    monkeypatch.setattr(structures, "MAX_KEPT", 3)
     t = table()
     for i in range(50):
         one = parse({"nodes": [{"id": f"n{i}", "kind": "segment"}]})
         arrive(t, f"a{i}", program=f"p{i}", structure=one)
         arrive(t, f"b{i}", program="free", node=f"n{i}")  # labels of no structure
-    assert len(t.structures) == 3 and len(t.programs["free"].visits) == module.MAX_VISITS
+    kept = [program.structure_ref in t.structures for program in t.programs.values() if program.structure_ref]
+    assert kept == [False] * 47 + [True] * 3 and len(t.programs["free"].visits) == module.MAX_VISITS
 
 
 def test_a_sub_agent_is_as_old_and_as_overdue_as_its_parent():
@@ -375,8 +377,8 @@ def test_a_sub_agent_is_as_old_and_as_overdue_as_its_parent():
     run(t, parent, 50)
     child = arrive(t, "b", program="child", parent_id="parent")
     assert view(t, child).wait == 60.0
-    assert child.program.born == parent.program.born == 0.0
-    assert child.program.wait(t.now) == 0.0  # its own
+    assert child.program.run is parent.program.run and parent.program.run.born == 0.0
+    assert child.program.waits.until(t.now) == 0.0  # its own
 
 
 def test_a_program_is_overdue_once_it_has_waited_its_patience_in_times_of_what_it_takes_alone():
@@ -384,16 +386,16 @@ def test_a_program_is_overdue_once_it_has_waited_its_patience_in_times_of_what_i
     segment = arrive(t, "a", final=True)
     alone = view(t, segment).alone
     t.advance(2.9 * alone)
-    assert not view(t, segment).overdue
+    assert view(t, segment).late < 1
     t.advance(3.1 * alone)
-    assert view(t, segment).overdue
+    assert view(t, segment).late > 1
 
 
 @pytest.mark.parametrize("parent", ["nobody", "child"])
 def test_a_parent_that_is_not_there_lends_no_age(parent):
     t = table()
     t.advance(5.0)
-    assert arrive(t, "b", program="child", parent_id=parent).program.born == 5.0
+    assert arrive(t, "b", program="child", parent_id=parent).program.run.born == 5.0
 
 
 def test_a_users_priority_is_a_strict_tier():

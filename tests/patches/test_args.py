@@ -28,7 +28,11 @@ def parsed(*argv: str) -> argparse.Namespace:
 
 def asked(**differences) -> SimpleNamespace:
     plain = dict(
-        schedule_policy="astraea", enable_priority_scheduling=False, tokenizer_worker_num=1, disaggregation_mode="null"
+        schedule_policy="astraea",
+        enable_priority_scheduling=False,
+        dp_size=1,
+        tokenizer_worker_num=1,
+        disaggregation_mode="null",
     )
     return SimpleNamespace(**plain | differences)
 

@@ -48,6 +48,7 @@ def main() -> None:
         value = torch.cat([tree.path_device_indices(node)[:present], pool.alloc(len(ids) - present)])
         tree.insert(InsertParams(key=RadixKey(ids, None), value=value, prev_prefix_len=present))
         tree.unlock(lock)
+        engine.table.start(arrived, len(ids) - present)
         engine.table.finish(arrived)
         engine.residency.finished(arrived.program, matched(ids)[1])
 
@@ -61,7 +62,13 @@ def main() -> None:
             heard, held = engine.table.programs[name].resident, matched(ids)[0]
             exact += heard == held
             assert heard == held or (int(name) % 2 and abs(heard - held) <= SHARED), (name, heard, held)
-        if len(max(paths.values(), key=len)) > 900:
+        if rng.random() < 0.05:  # a program ends: nothing of it is kept
+            ended = rng.choice(sorted(paths))
+            del paths[ended]
+            engine.table.end(ended)
+        ending = [name for names in engine.residency._ending.values() for name in names]
+        assert len(ending) == len(set(ending)) and set(ending) <= set(paths), ending
+        if paths and len(max(paths.values(), key=len)) > 900:
             paths.clear()
             tree.reset()
             pool.clear()
