@@ -73,6 +73,19 @@ def test_what_was_learned_survives_a_restart():
     assert one.output == two.output and one.later == pytest.approx(two.later)
 
 
+@pytest.mark.parametrize("mode", ["off", "declared"])
+def test_who_does_not_learn_does_not_use_what_was_learned_before(mode):
+    wise, t = table(), table(prediction=mode)
+    for i in range(9):
+        run(wise, arrive(wise, str(i), program=str(i), next_tool="search"), 500)
+        wise.advance(wise.now + 3)
+        run(wise, arrive(wise, f"b{i}", program=str(i), final=True), 500)
+    t.predictor.load(wise.predictor.dump())
+    segment = arrive(t, "a", next_tool="search")
+    assert (segment.output, segment.later.segments) == (PRIOR_OUTPUT, 1)
+    assert t.predictor.tool_remaining(segment.program, 0.0) is None
+
+
 @pytest.mark.parametrize(
     "broken", [None, [], {}, {"format": 2}, {"format": 1, "classes": {}}, {"format": 1, "classes": [], "tools": []}]
 )

@@ -143,6 +143,47 @@ def test_an_aborted_last_segment_may_be_sent_again():
     assert t.programs["p"].state is State.TOOL_WAIT
 
 
+def test_a_segment_aborted_in_the_queue_leaves_no_kv_that_counts():
+    t = table()
+    a = arrive(t, "a")
+    t.finish(a, aborted=True)
+    assert (a.program.context, a.program.resident, a.program.run.alone) == (0, 0, 0.0)
+
+
+def test_what_a_retracted_segment_left_in_the_tree_is_its_own_not_shared():
+    t = table()
+    a = arrive(t, "a")
+    view(t, a, 30)
+    t.start(a, 70)
+    t.requeue(a)
+    view(t, a, 100)
+    assert a.program.shared == 30
+
+
+def test_parallel_segments_pay_for_what_their_siblings_have_had():
+    t = table()
+    a, b = arrive(t, "a"), arrive(t, "b")
+    before = view(t, b).alone
+    run(t, a, 400)
+    assert view(t, b).alone == pytest.approx(before + 400 * t.costs.token(500) + 100 * t.costs.prefill)
+
+
+def test_a_child_pays_for_its_service_with_its_parents_age():
+    t = table()
+    parent, child = arrive(t, "a", program="parent"), arrive(t, "b", program="child", parent_id="parent")
+    run(t, child, 400)
+    assert parent.program.run.alone > 0 and view(t, parent).alone > 400 * t.costs.decode / 2
+
+
+def test_a_program_that_is_gone_is_told():
+    t = table()
+    gone = []
+    t.gone = lambda program: gone.append(program.id)
+    run(t, arrive(t, "a"), 1)
+    t.end("p")
+    assert gone == ["p"]
+
+
 def test_an_announced_end_stands_though_the_last_segment_is_aborted():
     t = table()
     a = arrive(t, "a", final=True)
@@ -310,9 +351,8 @@ def test_the_configured_order_is_the_one_used(order):
     early = arrive(t, "early", program="x")
     t.advance(1.0)
     late = arrive(t, "late", program="y", final=True)  # nothing follows it: less is left
-    early.program.level = 0 if order == "mlfq" else 1
-    late.program.level = 1
-    assert (rids(t, (early, 0), (late, 0)) == ["early", "late"]) is (order != "hrrn")
+    early.program.level, late.program.level = 1, 0
+    assert (rids(t, (early, 0), (late, 0)) == ["early", "late"]) is (order == "fcfs")
 
 
 def test_the_program_with_less_left_goes_first():

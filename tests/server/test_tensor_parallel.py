@@ -36,6 +36,12 @@ MODEL = {  # the embedded model has 3 KV heads: two ranks cannot share them
     "vocab_size": VOCABULARY,
     "max_position_embeddings": 2048,
 }
+STRUCTURE = {
+    "nodes": [
+        {"id": "loop", "kind": "loop", "body": "act", "most": 8},
+        {"id": "act", "kind": "segment", "expected_tokens": 50, "next": ["loop"]},
+    ]
+}
 FLAGS = shlex.split(
     "--load-format dummy --skip-tokenizer-init --schedule-policy astraea --tp 2 --disable-overlap-schedule"
     " --mem-fraction-static 0.5 --max-total-tokens 1024 --max-running-requests 7"
@@ -68,6 +74,8 @@ def agent(url: str, number: int) -> None:
     """One program: segments whose prompt grows, with pauses; every other program announces its end afterwards."""
     rng = random.Random(number)
     program = {"program_id": f"p{number}", "program_class": f"class {number % 3}", "next_tool": "search"}
+    program |= {"parent_id": "p0"} if number in (4, 7) else {}
+    program |= {"structure": STRUCTURE, "node": "act"} if number % 3 == 1 else {}
     shared, own = (0, 150) if number % 3 == 2 else (80, 30)  # warm ones pass the gate, cold ones may not
     context = [7] * shared + [rng.randrange(3, VOCABULARY) for _ in range(own)]
     with httpx.Client(base_url=url, timeout=60) as client:
@@ -76,6 +84,7 @@ def agent(url: str, number: int) -> None:
             params = {"temperature": 0, "ignore_eos": True, "max_new_tokens": rng.randrange(20, 80)}
             params["custom_params"] = {"astraea": hints}
             body = {"rid": f"p{number}-{i}", "input_ids": context, "sampling_params": params}
+            body |= {"priority": 1} if number == 9 else {}
             answer = client.post("/generate", json=body).raise_for_status().json()
             context = context + answer["output_ids"] + [rng.randrange(3, VOCABULARY) for _ in range(20)]
             time.sleep(rng.uniform(0, 0.2))
@@ -104,4 +113,4 @@ def assert_there_was_much_to_decide(calls: list[Any]) -> None:
     assert max(map(len, orders)) >= PROGRAMS // 2
     assert any(order != sorted(order) for order in orders)
     assert any(blocked for _, blocked in plans)
-    assert {"advance", "requeue", "end"} <= {name for name, *_ in calls}
+    assert {"advance", "requeue", "end", "evicted"} <= {name for name, *_ in calls}
