@@ -63,6 +63,7 @@ SEAMS = (
     Seam(_SCHEDULER + "process_batch_result", "a step is over: tokens attained, segments finished", ("self", "batch", "result"), "after", "lifecycle:stepped"),
     Seam(_SCHEDULER + "send_abort_output", "a segment ends outside the output stream", ("self", "abort_req", "req"), "after", "lifecycle:dropped"),
     Seam("sglang.srt.mem_cache.unified_radix_cache.UnifiedRadixCache._evict_device_leaf", "a paused program loses KV", ("self", "node_id", "tracker"), "before", "residency:evicting"),
+    Seam("sglang.srt.mem_cache.unified_cache.unified_tree_core_interface.UnifiedTreeCoreInterface.collect_path_info", "how much it loses", ("self", "end_node_ids")),
     Seam("sglang.srt.mem_cache.unified_radix_cache.UnifiedRadixCache.reset", "all of them lose theirs", ("self",), "before", "residency:emptied"),
     Seam(_SCHEDULER + "_poll_timeout_aborts", "rank 0's clock rides the request broadcast", ("self",), "after", "ticks:poll"),
     Seam("sglang.srt.managers.tokenizer_manager.TokenizerManager.generate_request", "read program hints of every request", ("self", "obj", "request"), "before", "intake:normalise"),

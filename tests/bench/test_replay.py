@@ -96,7 +96,9 @@ def test_ctrl_c_keeps_finished_runs_and_the_same_command_goes_on_from_there(tmp_
         *(sys.executable, "-m", "astraea_sglang.cli", "bench", "--workload", "infercept", "--load", "4", "--jobs", "1"),
         *("--programs", "30", "--policies", "fcfs,astraea:mlfq", "--seeds", "1,2", "--out", str(tmp_path)),
     ]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, start_new_session=True) as lab:
+    # a shell ignores SIGINT for what it runs in the background, this test perhaps
+    attend = lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)  # noqa: E731
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, start_new_session=True, preexec_fn=attend) as lab:
         wait_until(lambda: len(kept(tmp_path)) >= 2)
         os.killpg(lab.pid, signal.SIGINT)
         said, _ = lab.communicate(timeout=60)

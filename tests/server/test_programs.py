@@ -137,6 +137,20 @@ def test_a_declared_structure_is_sent_once_and_then_referred_to(client):
     assert (finished(client, "refers") or {})["segments"] == 2
 
 
+def test_flushing_the_cache_forgets_kv_not_history(client):
+    def expected(program: str) -> float:
+        generate(client, kv_hints=hinted(program, program_class="flushed"))
+        return (row(client, program) or {})["segments_to_come"]
+
+    for i in range(12):
+        for final in (False, False, True):
+            generate(client, kv_hints=hinted(f"flushed-{i}", program_class="flushed", final=final))
+    assert expected("before") == pytest.approx(2, rel=0.2)
+    headers = {"Authorization": f"Bearer {ADMIN_KEY}"}
+    eventually(client, lambda: client.post("/flush_cache", headers=headers).status_code == 200)
+    assert expected("after") == pytest.approx(2, rel=0.2)
+
+
 def test_an_impossible_structure_is_a_400_that_says_what_to_send(client):
     circle = {"nodes": [{"id": "a", "kind": "segment", "next": ["b"]}, {"id": "b", "kind": "segment", "next": ["a"]}]}
     reply = generate(client, kv_hints=hinted("circular", structure=circle))
