@@ -132,7 +132,7 @@ def test_a_declared_structure_is_sent_once_and_then_referred_to(client):
     generate(client, kv_hints=hinted("refers", structure_ref=digest(STRUCTURE), **of))
     for program in ("declares", "refers"):
         seen = row(client, program) or {}
-        assert (seen["node"], seen["segments_to_come"], seen["tokens_to_come"]) == ("plan", 1.0, 33)
+        assert (seen["node"], seen["segments_to_come"], seen["tokens_to_come"]) == ("plan@1", 1.0, 33)
     generate(client, kv_hints=hinted("refers", node="act", final=True))
     assert (finished(client, "refers") or {})["segments"] == 2
 
