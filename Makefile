@@ -21,12 +21,12 @@ demo: $(READY)  ## a fleet of tool-using agents under SGLang's default policy an
 	$(BIN)/astraea demo --out demo
 
 POLICIES := fcfs,lpm,hrrn,astraea:order=mlfq,admission=none,astraea
-LEVERS := fcfs,astraea:admission=none,astraea:fcfs,astraea,astraea:prediction=off,astraea:prediction=declared,hints=declared,astraea:hints=declared,astraea:prediction=declared,hints=oracle
+LEVERS := $(POLICIES),astraea:admission=none,astraea:fcfs,astraea:prediction=off,astraea:prediction=declared,hints=declared,astraea:hints=declared,astraea:prediction=declared,hints=oracle
 
 bench: $(READY)  ## policies at 1.3 x the knee on SGLang's scheduler in virtual time, no GPU (15 minutes on 2 cores)
 	for w in infercept mixed coding; do $(BIN)/astraea bench --workload $$w --policies $(POLICIES) --out report/$$w || exit; done
 
-bench-levers: $(READY)  ## gate and order alone and together, prediction off to oracle, three seeds (an hour on 2 cores)
+bench-levers: $(READY)  ## gate and order alone and together, prediction off to oracle, three seeds (40 minutes on 2 cores)
 	for w in infercept mixed coding; do $(BIN)/astraea bench --workload $$w --seeds 1,2,3 --policies $(LEVERS) --out report/$$w || exit; done
 
 bench-core: $(READY)  ## what the policy itself costs, in time and memory, beside SGLang's lpm (2 minutes)
