@@ -22,7 +22,11 @@ def poll(result: list[Any], scheduler: Any) -> list[Any] | None:
     kept: list[Any] = []
     if path := engine.table.config.history:
         engine.memory = engine.memory or Memory(path)
-        kept = engine.memory.poll(engine)
+        try:
+            kept = engine.memory.poll(engine)
+        except Exception:
+            engine.remembers = True  # the file of earlier runs has gone, or changed: go on without it
+            engine.fault("history")
     now = time.monotonic()
     if engine.table.programs and now - engine.ticked >= INTERVAL:
         engine.ticked = now

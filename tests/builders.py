@@ -2,7 +2,17 @@
 
 from astraea_sglang.config import Config
 from astraea_sglang.hints import Hints
+from astraea_sglang.structure import parse
 from astraea_sglang.table import ProgramTable
+
+CHAIN = parse(
+    {
+        "nodes": [
+            {"id": "plan", "kind": "segment", "expected_tokens": 40, "next": ["act"]},
+            {"id": "act", "kind": "segment", "expected_tokens": 300, "new_tokens": 50},
+        ]
+    }
+)
 
 
 def table(**settings) -> ProgramTable:

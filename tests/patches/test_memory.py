@@ -5,7 +5,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from astraea_sglang.patches import memory
+from astraea_sglang.patches import memory, ticks
 from tests.builders import arrive, run, table
 
 
@@ -61,3 +61,14 @@ def test_a_disk_that_is_full_costs_the_history_not_the_server(tmp_path, monkeypa
     keeper = memory.Memory(str(folder / "history.json"))
     folder.rmdir()
     assert keeper.poll(engine()) == [] and "not written" in caplog.text
+
+
+def test_a_file_that_became_unreadable_costs_the_history_not_the_server(tmp_path):
+    faults = []
+    folder = tmp_path / "history.json"
+    folder.mkdir()  # there, and no file
+    one = SimpleNamespace(
+        table=table(history=str(folder)), memory=None, remembers=False, fault=faults.append, ticked=0.0
+    )
+    assert ticks.poll([], SimpleNamespace(astraea=one)) is None
+    assert faults == ["history"] and one.remembers
