@@ -46,8 +46,9 @@ What is added to your flags is printed first; a flag you give yourself is never 
   astraea serve smollm2 --schedule-policy lpm          (SGLang's own policy, for comparison)
 
 The scheduler's own flags: --astraea-order, --astraea-admission, --astraea-theta, --astraea-prediction,
---astraea-history, --astraea-patience, --astraea-queues, --astraea-thresholds, --astraea-aging, --astraea-reap-after,
---astraea-max-programs.
+--astraea-history, --astraea-retention, --astraea-end, --astraea-watermark, --astraea-preserve, --astraea-quota,
+--astraea-lease, --astraea-tenant-header, --astraea-patience, --astraea-queues, --astraea-thresholds, --astraea-aging,
+--astraea-reap-after, --astraea-max-programs.
 `astraea serve smollm2 --help` explains them after SGLang's."""
 
 
@@ -95,11 +96,18 @@ def demo(
     out: Annotated[Path, typer.Option(help="Where the report, the picture and the server logs go.")] = Path("demo"),
     programs: Annotated[int, typer.Option(min=1, help="How many agent programs arrive.")] = 8,
     seed: Annotated[int, typer.Option(help="Of tasks, arrivals and tool latencies.")] = 7,
+    policies: Annotated[
+        str,
+        typer.Option(
+            help="Comma-separated: fcfs, lpm, ..., astraea, astraea:KEY=VALUE,...; KEY is a setting of serve, or host: "
+            "a host pool (HiCache) of so many times the device's."
+        ),
+    ] = "fcfs,astraea",
 ) -> None:
     """Run a fleet of tool-using agents under SGLang's default policy, then under astraea, and compare."""
     from astraea_sglang.fleet.demo import run
 
-    raise typer.Exit(run(out, programs=programs, seed=seed))
+    raise typer.Exit(run(out, programs=programs, seed=seed, policy_list=policies))
 
 
 @app.command()

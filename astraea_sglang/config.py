@@ -7,9 +7,11 @@ from typing import Any, Self
 
 from astraea_sglang.errors import ConfigError
 from astraea_sglang.order import ORDERS
+from astraea_sglang.retain import RETENTIONS
 
 ADMISSIONS = ("none", "working-set")
 PREDICTIONS = ("both", "declared", "learned", "off")
+ENDS = ("free", "keep")
 QUEUE_STEP = 128  # tokens; the paper's thresholds are unknown, a public re-implementation uses 128, 256, 384, 512, 640
 
 
@@ -23,11 +25,20 @@ class Config:
 
     order: str = _setting("hrrn", f"which waiting segment goes next: {', '.join(sorted(ORDERS))}")
     admission: str = _setting("working-set", f"which waiting segments may start at all: {', '.join(ADMISSIONS)}")
-    theta: float = _setting(0.9, "share of the KV pool that the working set may fill before a cold segment must wait")
+    theta: float = _setting(0.95, "share of the KV pool that the working set may fill before a cold segment must wait")
     prediction: str = _setting(
         "both", f"what tells what is left of a program: {', '.join(PREDICTIONS)} (declared structure, history)"
     )
     history: str = _setting("", "a file that keeps what was learned across restarts; written every ten seconds at most")
+    retention: str = _setting(
+        "adaptive", f"what becomes of a paused program's KV: {', '.join(sorted(RETENTIONS))} (lru is SGLang's own way)"
+    )
+    end: str = _setting("free", "a program's private KV when it ends: free it, or keep it until it is evicted")
+    watermark: float = _setting(0.8, "share of the KV pool in use above which retention weighs what to keep")
+    preserve: float = _setting(0.5, "share of the KV pool that may be locked for paused programs")
+    quota: float = _setting(0.25, "share of the KV pool that may be locked for one program, and for one tenant")
+    lease: float = _setting(300.0, "seconds after which a lock ends in any case")
+    tenant_header: str = _setting("", "the request header that names a tenant; locks are then bounded for each of them")
     queues: int = _setting(6, "how many queues the mlfq order has")
     thresholds: tuple[int, ...] = _setting(
         (), f"generated tokens of a segment above which its program moves one queue down; "
@@ -45,8 +56,13 @@ class Config:
             raise _error("admission", self.admission, f"choose one of {', '.join(ADMISSIONS)}")
         if self.prediction not in PREDICTIONS:
             raise _error("prediction", self.prediction, f"choose one of {', '.join(PREDICTIONS)}")
-        if not 0 < self.theta <= 1:
-            raise _error("theta", self.theta, "give a share above 0, at most 1")
+        if self.retention not in RETENTIONS:
+            raise _error("retention", self.retention, f"choose one of {', '.join(sorted(RETENTIONS))}")
+        if self.end not in ENDS:
+            raise _error("end", self.end, f"choose one of {', '.join(ENDS)}")
+        for name in ("theta", "watermark", "preserve", "quota"):
+            if not 0 < getattr(self, name) <= 1:
+                raise _error(name, getattr(self, name), "give a share above 0, at most 1")
         if self.queues < 1:
             raise _error("queues", self.queues, "give 1 or more")
         if not self.thresholds:
@@ -59,8 +75,9 @@ class Config:
             raise _error("aging", self.aging, "a response ratio is at least 1: give more than 1")
         if not self.patience > 0:
             raise _error("patience", self.patience, "give more than 0")
-        if not self.reap_after > 0:
-            raise _error("reap_after", self.reap_after, "give more than 0 seconds")
+        for name in ("lease", "reap_after"):
+            if not getattr(self, name) > 0:
+                raise _error(name, getattr(self, name), "give more than 0 seconds")
         if self.max_programs < 1:
             raise _error("max_programs", self.max_programs, "give 1 or more")
 

@@ -24,6 +24,7 @@ class Costs(NamedTuple):
     step: float = 8e-3  # the part of a decode step that no row accounts for
     row: float = 2e-5  # per decoding row
     kv: float = 2e-8  # per token of KV that decoding rows read
+    copy: float = 5e-6  # per token of KV moved between device and host, one way: 128 kB at 25 GB/s
 
     def token(self, context: float, share: float = 1.0) -> float:
         """What does a generated token cost with `context` tokens before it? Seconds, alone (`share` 1) or in a batch.
@@ -38,6 +39,7 @@ class StepCosts:
 
     def __init__(self) -> None:
         self._costs, self._prefills, self._decodes = Costs(), _Window(), _Window()
+        self._copies: deque[float] = deque(maxlen=RECENT)  # seconds per token
 
     def prefilled(self, tokens: int, seconds: float) -> None:
         """A step took `seconds` to prefill `tokens`."""
@@ -47,16 +49,23 @@ class StepCosts:
         """A step took `seconds` to give each of `rows` segments one token; together they read `kv_tokens` of KV."""
         self._decodes.add(rows, kv_tokens, seconds)
 
+    def copied(self, tokens: int, seconds: float) -> None:
+        """It took `seconds` to move the KV of `tokens` between device and host."""
+        if SECONDS[0] <= seconds <= SECONDS[1] and 0 < tokens <= MOST:
+            self._copies.append(seconds / tokens)
+
     def costs(self) -> Costs:
         """What does a token cost now? The last answer stands until enough steps are new."""
         if self._decodes.due():
             steps = list(self._decodes.steps)
             (step, row, kv), now = _fit(steps), median(y for _, _, y in steps[-RECENT:])
-            self._costs = Costs(self._costs.prefill, now, step, row, kv)
+            self._costs = self._costs._replace(decode=now, step=step, row=row, kv=kv)
         if self._prefills.due():
             steps = list(self._prefills.steps)
             guess = self._guess(steps)
             self._costs = self._costs._replace(prefill=_fit(steps, guess)[1] or guess)
+        if self._copies:
+            self._costs = self._costs._replace(copy=median(self._copies))
         return self._costs
 
     def _guess(self, steps: list[tuple[float, float, float]]) -> float:

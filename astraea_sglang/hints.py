@@ -12,6 +12,7 @@ The payload of a `kv_hints` action `astraea.program`, or of `custom_params["astr
     structure                  what the program's class can do, see structure.py; once, later by `structure_ref`
     structure_ref              its digest
     node                       at most 128: this segment's node of that structure
+    kv                         orders for the program's KV, see actions.py: the intake takes them out
 """
 
 import json
@@ -51,23 +52,18 @@ class Hints:
 
 KEYS = {
     "program_id", "program_class", "segment", "next_tool", "expected_tool_duration_ms", "final", "parent_id",
-    "structure", "structure_ref", "node",
+    "structure", "structure_ref", "node", "kv",
 }  # fmt: skip
 
 
 def parse(payload: object) -> Hints:
     """What does a payload say? Raises HintError naming the first malformed field; unknown keys are listed."""
-    if isinstance(payload, str):
-        payload = _json(payload)
-    if not isinstance(payload, Mapping):
-        raise HintError(
-            f'the astraea hints are {_kind(payload)}; send a JSON object such as {{"program_id": "run-42"}}'
-        )
+    payload = decoded(payload)
     duration_ms, clipped_ms = _number(payload, "expected_tool_duration_ms", MAX_DURATION_MS)
     segment, clipped_segment = _number(payload, "segment", MAX_SEGMENT, whole=True)
     final = payload.get("final", False)
     if not isinstance(final, bool):
-        raise HintError(f"final is {_kind(final)}; send true or false")
+        raise HintError(f"final is {described(final)}; send true or false")
     structure = payload.get("structure")
     parsed = None if structure is None else parse_structure(structure)
     return Hints(
@@ -87,6 +83,17 @@ def parse(payload: object) -> Hints:
         ),
         clipped=clipped_ms + clipped_segment + (parsed.clipped if parsed else ()),
     )
+
+
+def decoded(payload: object) -> Mapping[Any, Any]:
+    """Which object is a payload, given as one or as its JSON text? Raises HintError when it is neither."""
+    if isinstance(payload, str):
+        payload = _json(payload)
+    if not isinstance(payload, Mapping):
+        raise HintError(
+            f'the astraea hints are {described(payload)}; send a JSON object such as {{"program_id": "run-42"}}'
+        )
+    return payload
 
 
 def identity(value: object, name: str) -> str:
@@ -129,7 +136,7 @@ def _text(payload: Mapping[Any, Any], key: str, longest: int) -> str | None:
     if value is None:
         return None
     if not isinstance(value, str):
-        raise HintError(f"{key} is {_kind(value)}; send a string of 1 to {longest} characters")
+        raise HintError(f"{key} is {described(value)}; send a string of 1 to {longest} characters")
     if not 1 <= len(value) <= longest:
         raise HintError(f"{key} is {len(value)} characters long; send 1 to {longest}")
     if not value.isprintable():
@@ -145,13 +152,16 @@ def _number(
         return None, ()
     wanted = "a whole number" if whole else "a number"
     if isinstance(value, bool) or not isinstance(value, int if whole else (int, float)):
-        raise HintError(f"{key} is {_kind(value)}; send {wanted} of 0 or more")
+        raise HintError(f"{key} is {described(value)}; send {wanted} of 0 or more")
     if value < 0 or (isinstance(value, float) and not math.isfinite(value)):
         raise HintError(f"{key} is {value}; send {wanted} of 0 or more")
     return (value, ()) if value <= most else (most, (key,))
 
 
-def _kind(value: object) -> str:
+def described(value: object) -> str:
+    """In which words does an error name a JSON value that is not what was wanted?"""
+    if isinstance(value, int) and value.bit_length() > 64:  # its digits may be more than Python prints
+        return "a number of more than 64 bits"
     names = {dict: "an object", list: "a list", str: "a string", bool: "true or false", type(None): "null"}
     return names.get(
         type(value), f"a number ({value})" if isinstance(value, int | float) else f"a {type(value).__name__}"

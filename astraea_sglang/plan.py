@@ -112,7 +112,7 @@ class Planner:
                 remaining = self._predictor.tool_remaining(program, elapsed)
                 program.due = elapsed < refill_s / 2 if remaining is None else remaining < refill_s
                 program.due_seen = now
-            if program.due:
+            if program.due or program.pinned:
                 yield program
 
     def _view(self, segment: Segment) -> Waiting:

@@ -73,6 +73,15 @@ class Predictor:
             return program.expected_tool_s - elapsed if elapsed < program.expected_tool_s else elapsed
         return remaining
 
+    def tool_mean(self, program: Program) -> float | None:
+        """How long does a paused program's tool take on average, seconds? None if nothing is known."""
+        mean = self.tools.mean(program.program_class, program.next_tool or "", 0.0) if self.learns else None
+        return program.expected_tool_s if mean is None and self.declares else mean
+
+    def tool_ttl(self, program: Program, benefit: float) -> float:
+        """For how many seconds does it pay to keep a paused program's KV, if that saves `benefit` seconds?"""
+        return self.tools.ttl(program.program_class, program.next_tool or "", benefit) if self.learns else benefit
+
     def dump(self) -> dict[str, Any]:
         """Everything learned, JSON-ready: what `load` reads back in another process."""
         return {"format": FORMAT, "classes": self.history.dump(), "tools": self.tools.dump()}

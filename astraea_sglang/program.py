@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field
 from enum import StrEnum
 
+from astraea_sglang.actions import KvAction
 from astraea_sglang.hints import Hints
 from astraea_sglang.history import END, Rest
 from astraea_sglang.order import Waiting
@@ -99,8 +100,14 @@ class Program:
     prefilled: int = 0  # tokens computed, recomputed ones included
     context: int = 0  # tokens: what its next segment will find of it, if nothing is evicted
     resident: int = 0  # of those, tokens in the radix tree
-    tail: object = None  # the radix tree's handle for the end of its path, while it is paused
+    tails: list[int] = field(default_factory=list)  # radix tree nodes at which its paths end, latest last
+    first_prompt: int = 0  # tokens of its first segment's prompt
     shared: int = 0  # tokens of its prompt that were resident before it existed: others use them, too
+    tenant: str = ""  # whose it is, if the server tells its clients apart
+    back: float = 0.0  # when its tool is likely back, seconds: as of the last look at it
+    pinned: bool = False  # its path is locked in the radix tree
+    asked: KvAction | None = None  # what its client wants done with its KV in the next pause
+    kept_until: float = 0.0  # seconds: until then it counts as wanted at once, because its client said so
     level: int = 0  # queue of the Stateful-MLFQ
     next_tool: str | None = None
     expected_tool_s: float | None = None

@@ -21,6 +21,11 @@ CPU_FLAGS: Settings = {
     "--sleep-on-idle": None,  # an idle scheduler would spin on a core that tools could use
     "--disable-overlap-schedule": None,  # a CPU forward is synchronous: nothing to overlap
 }
+HICACHE = {"--enable-hierarchical-cache", "--enable-hicache"}  # two spellings of one flag
+HICACHE_CPU_FLAGS: Settings = {  # all that torch can copy without a kernel
+    "--hicache-io-backend": "direct",
+    "--hicache-mem-layout": "layer_first",
+}
 SMOLLM2_FLAGS: Settings = {"--tool-call-parser": "hermes"}
 SMOLLM2_CPU_FLAGS: Settings = {"--max-total-tokens": "32768"}  # 1.4 GiB of KV, not half the machine's memory
 CPU_ENVIRONMENT = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}  # leaves cores for clients and tools
@@ -39,6 +44,7 @@ def added_flags(flags: Sequence[str], *, cpu: bool, smollm2: bool) -> list[str]:
     given = {flag.split("=", 1)[0] for flag in flags}
     wanted = FLAGS | (CPU_FLAGS if cpu else {}) | (SMOLLM2_FLAGS if smollm2 else {})
     wanted |= SMOLLM2_CPU_FLAGS if cpu and smollm2 else {}
+    wanted |= HICACHE_CPU_FLAGS if cpu and HICACHE & given else {}
     pairs = [(flag,) if value is None else (flag, value) for flag, value in wanted.items() if flag not in given]
     return [part for pair in pairs for part in pair]
 

@@ -63,7 +63,7 @@ class ProgramTable:
 
     def arrive(self, rid: str, hints: Hints, prompt_tokens: int, max_new_tokens: int, *, tier: int = 0) -> Segment:
         """A segment enters the queue; its program appears, or leaves TOOL_WAIT. A reused rid names a new segment."""
-        program = self.programs.get(hints.program_id or "") or self._open(rid, hints)
+        program = self.programs.get(hints.program_id or "") or self._open(rid, hints, prompt_tokens)
         if self._idle.pop(program.key, None) and program.idle_since is not None:
             self.predictor.returned(program, self.now - program.idle_since)
         before = program.node
@@ -165,7 +165,7 @@ class ProgramTable:
             "counts": dict(sorted(self.counts.items())),
         }
 
-    def _open(self, rid: str, hints: Hints) -> Program:
+    def _open(self, rid: str, hints: Hints, prompt_tokens: int) -> Program:
         if len(self.programs) >= self.config.max_programs and self._idle:
             self._remove(next(iter(self._idle.values())), "forgotten")
         parent = self.programs.get(hints.parent_id or "")
@@ -176,6 +176,7 @@ class ProgramTable:
             run=parent.run if parent else Run(self.now),
             parent_id=hints.parent_id,
             anonymous=hints.program_id is None,
+            first_prompt=prompt_tokens,
         )
         self.programs[program.key] = program
         return program

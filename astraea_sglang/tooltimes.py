@@ -69,6 +69,19 @@ class ToolTimes:
         longer = len(calls.sorted) - first
         return sum(islice(calls.sorted, first, None)) / longer - elapsed if longer else elapsed
 
+    def ttl(self, program_class: str, tool: str, benefit: float) -> float:
+        """For how many seconds does it pay to wait for the tool? argmax over t of P(time <= t) * `benefit` - t, or 0.
+
+        `benefit` is what a return in time saves, seconds (Continuum, arXiv 2511.02230). Without enough history it is
+        the answer: to wait as long as it saves costs at most twice the best.
+        """
+        calls = self._calls.get((program_class, tool))
+        if calls is None or len(calls.last) < ENOUGH:
+            return benefit
+        times, share = calls.sorted, benefit / len(calls.sorted)
+        worth, best = max((share * (i + 1) - seconds, seconds) for i, seconds in enumerate(times))
+        return best if worth > 0 else 0.0
+
     def dump(self) -> list[Any]:
         """Everything learned, JSON-ready: what `load` reads back."""
         return [[*key, list(calls.last)] for key, calls in self._calls.items()]

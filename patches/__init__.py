@@ -24,9 +24,10 @@ def install() -> None:
 
     from sglang.srt.plugins.hook_registry import HookRegistry, HookType
 
-    from astraea_sglang.patches import messages
+    from astraea_sglang.patches import messages, radix
 
     messages.register()
+    radix.register()
     for seam in SEAMS:
         if seam.hook:
             HookRegistry.register(seam.target, seam.hook_function(), HookType(seam.kind))

@@ -5,10 +5,14 @@ from typing import Any
 
 from sglang.utils import TypeBasedDispatcher
 
+from astraea_sglang.actions import KINDS, parse
+from astraea_sglang.obey import obey
 from astraea_sglang.patches import intake, memory, ticks
 from astraea_sglang.patches.args import POLICY
 from astraea_sglang.patches.lifecycle import Engine
 from astraea_sglang.patches.messages import AstraeaControlIn, AstraeaControlOut, AstraeaHistory, AstraeaTick
+
+EVENTS = ("program_end", "tool_finished", *KINDS)
 
 
 def dispatch(result: None, scheduler: Any) -> None:
@@ -17,7 +21,7 @@ def dispatch(result: None, scheduler: Any) -> None:
     if engine is not None:
         scheduler._request_dispatcher += TypeBasedDispatcher(
             [
-                (AstraeaTick, lambda tick: ticks.apply(engine, tick)),
+                (AstraeaTick, lambda tick: ticks.apply(engine, scheduler, tick)),
                 (AstraeaHistory, lambda history: memory.apply(engine, history)),
                 (AstraeaControlIn, lambda message: AstraeaControlOut(payload=json.dumps(answer(engine, message)))),
             ]
@@ -27,12 +31,26 @@ def dispatch(result: None, scheduler: Any) -> None:
 def answer(engine: Engine, message: AstraeaControlIn) -> dict[str, Any]:
     """What does this rank answer? An exception here would end the scheduler, so it becomes the answer."""
     try:
-        if message.op == "program_end":
-            return {"ended": engine.table.end(message.argument)}
+        if message.op == "event":
+            return _event(engine, json.loads(message.argument))
+        if message.op == "decisions":
+            return engine.keeper.snapshot() if engine.keeper is not None else {}
         return engine.table.snapshot()
     except Exception as error:
         engine.fault("control")
         return {"error": repr(error)}
+
+
+def _event(engine: Engine, event: dict[str, Any]) -> dict[str, Any]:
+    """What has happened to a program, or is asked for its KV: done where the program is known."""
+    if event["event"] == "program_end":
+        return {"ended": engine.table.end(event["program_id"])}
+    program = engine.table.programs.get(event["program_id"])
+    if program is None or engine.keeper is None:
+        return {}
+    if event["event"] == "tool_finished":
+        return {"loaded_tokens": engine.keeper.tool_finished(program)}
+    return {"outcome": obey(engine.keeper, program, parse(event["event"], event, "event")).payload()}
 
 
 def add_routes(server_args: Any, tokenizer_manager: Any, *args: Any, **kwargs: Any) -> None:
@@ -57,14 +75,25 @@ def add_routes(server_args: Any, tokenizer_manager: Any, *args: Any, **kwargs: A
         """Live programs, those over lately, and counters; one entry of `ranks` for each data-parallel rank."""
         return {"policy": POLICY, "requests": dict(sorted(intake.counts.items())), "ranks": await ask("programs")}
 
+    @app.get("/astraea/decisions")
+    @auth_level(AuthLevel.ADMIN_OPTIONAL)
+    async def decisions() -> dict[str, Any]:
+        """What was decided about paused programs' KV lately and how it turned out; totals since the start."""
+        return {"policy": POLICY, "ranks": await ask("decisions")}
+
     @app.post("/astraea/events")  # for clients: the auth rules of /generate
     async def events(request: Request) -> dict[str, Any]:
-        """{"event": "program_end", "program_id": "..."}: the program is over, its last segment has been answered."""
+        """What happened to a program: it is over, its tool is back; or an order for its KV while it is paused."""
         try:
             body = await request.json()
-            if not isinstance(body, dict) or body.get("event") != "program_end":
-                raise HintError('send {"event": "program_end", "program_id": "..."}')
-            replies = await ask("program_end", identity(body.get("program_id"), "program_id"))
+            if not isinstance(body, dict) or body.get("event") not in EVENTS:
+                raise HintError(f'send {{"event": E, "program_id": "..."}} with E one of {", ".join(EVENTS)}')
+            identity(body.get("program_id"), "program_id")
+            if body["event"] in KINDS:
+                parse(body["event"], body, "event")
+            replies = await ask("event", json.dumps(body))
         except ValueError as error:
             raise HTTPException(400, str(error)) from None
-        return {"ended": any(reply.get("ended") for reply in replies)}
+        if body["event"] == "program_end":
+            return {"ended": any(reply.get("ended") for reply in replies)}
+        return next((reply for reply in replies if reply), {"unknown": body["program_id"]})

@@ -1,21 +1,27 @@
 """From any request to hints: the engine end of every convention a client may use to name its program."""
 
+import os
 import time
 from collections import Counter
 from collections.abc import Container, Mapping
 from dataclasses import replace
+from itertools import islice
 from typing import Any
 
 from sglang.srt.managers.io_struct import GenerateReqInput
-from sglang.srt.managers.kv_hints import decode_kv_hints_envelope
+from sglang.srt.managers.kv_hints import KvHintAction, KvHintsEnvelope, decode_kv_hints_envelope
 
+from astraea_sglang.actions import KINDS, MOST_ACTIONS, KvAction, cache_control, check
+from astraea_sglang.actions import parse as parse_action
+from astraea_sglang.config import variable
 from astraea_sglang.errors import HintError
-from astraea_sglang.hints import Hints, identity, parse, payload
+from astraea_sglang.hints import ID_LENGTH, Hints, decoded, described, identity, parse, payload
 from astraea_sglang.patches.args import POLICY
 from astraea_sglang.structure import digest
 
 ACTION = "astraea.program"
 ARRIVED = "arrived"  # our own key beside the client's: monotonic seconds of the host that rank 0 runs on, too
+TENANT = "tenant"  # also our own: the value of the header that the server's operator named
 counts: Counter[str] = Counter()
 
 
@@ -27,6 +33,7 @@ def normalise(manager: Any, obj: Any, request: Any = None) -> None:
     if manager.server_args.schedule_policy != POLICY or not isinstance(obj, GenerateReqInput):
         return
     headers = request.headers if request is not None else {}
+    retain = cache_control(getattr(request, "_json", None))  # where the request keeps its body once it is parsed
     many = [value for value in (obj.kv_hints, obj.sampling_params) if isinstance(value, list)]
     try:
         if many:
@@ -36,59 +43,113 @@ def normalise(manager: Any, obj: Any, request: Any = None) -> None:
             # lists of unequal length are SGLang's to refuse
             if len(envelopes) == len(params):
                 obj.kv_hints = [
-                    _envelope(e, p, obj.session_id, headers) for e, p in zip(envelopes, params, strict=True)
+                    _envelope(e, p, obj.session_id, headers, retain) for e, p in zip(envelopes, params, strict=True)
                 ]
         else:
-            obj.kv_hints = _envelope(obj.kv_hints, obj.sampling_params, obj.session_id, headers)
+            obj.kv_hints = _envelope(obj.kv_hints, obj.sampling_params, obj.session_id, headers, retain)
+        params = obj.sampling_params
+        obj.sampling_params = [_plain(each) for each in params] if isinstance(params, list) else _plain(params)
     except HintError:
         counts["rejected_requests"] += 1
         raise
 
 
-def hints_of(req: Any, structures: Container[str]) -> tuple[Hints, float]:
-    """What does a scheduler request say of its program, and when did it reach the server (seconds; 0 if unknown)?
+def hints_of(req: Any, structures: Container[str]) -> tuple[Hints, float, str]:
+    """What does a scheduler request say of its program, when did it come (seconds; 0 if unknown), from which tenant?
 
     Its structure is not parsed once more when its digest is among `structures`.
     """
+    told = _stamped(req)
+    if told is None:
+        return Hints(), 0.0, ""
+    if told.get("structure_ref", "") in structures:
+        told = {key: value for key, value in told.items() if key != "structure"}
+    return parse(told), told[ARRIVED], told.get(TENANT, "")
+
+
+def actions_of(req: Any) -> list[KvAction]:
+    """What does a scheduler request order for its program's KV? In the order given; none if it came by another way."""
+    if _stamped(req) is None:
+        return []
+    actions = (action for action in req.kv_hints.actions if action.action_type in KINDS)
+    return [parse_action(action.action_type, action.payload, action.action_id) for action in actions]
+
+
+def _stamped(req: Any) -> dict[str, Any] | None:
     for action in req.kv_hints.actions if req.kv_hints is not None else ():
         if action.action_type == ACTION and ARRIVED in action.payload:
-            told = dict(action.payload)
-            if told.get("structure_ref", "") in structures:
-                told.pop("structure", None)
-            return parse(told), told[ARRIVED]
-    return Hints(), 0.0
+            return action.payload
+    return None
 
 
-def _envelope(envelope: Any, sampling_params: Any, session_id: Any, headers: Mapping[str, str]) -> Any:
-    decoded = decode_kv_hints_envelope(envelope) if envelope else None
-    actions = decoded.actions if decoded else []
-    hints = _hints([a.payload for a in actions if a.action_type == ACTION], sampling_params, session_id, headers)
+def _envelope(
+    envelope: Any, sampling_params: Any, session_id: Any, headers: Mapping[str, str], retain: KvAction | None
+) -> KvHintsEnvelope:
+    given = decode_kv_hints_envelope(envelope) if envelope else None
+    actions = given.actions if given else []
+    told = _told([a.payload for a in actions if a.action_type == ACTION], sampling_params)
+    hints = _hints(told, session_id, headers)
     counts["ignored_keys"] += len(hints.ignored)
     counts["clipped_values"] += len(hints.clipped)
-    ours = {
-        "action_id": "astraea",
-        "action_type": ACTION,
-        "action_version": "1",
-        "payload": payload(hints) | {ARRIVED: time.monotonic()},
-    }
-    others = [
-        {name: getattr(a, name) for name in ("action_id", "action_type", "action_version", "payload")}
-        for a in actions
-        if a.action_type != ACTION
-    ]
-    return {
-        "protocol_version": decoded.protocol_version if decoded else "1",
-        "message_id": decoded.message_id if decoded else "astraea",
-        "actions": [*others, ours],
-    }
+    others = [a for a in actions if a.action_type != ACTION]
+    listed = _listed(told.get("kv"))
+    orders = [*(a for a in others if a.action_type in KINDS), *listed]
+    check([(a.action_type, a.payload, a.action_id) for a in orders])
+    if retain is not None and hints.program_id is not None:
+        listed.append(_action(retain.id, retain.kind, {"ttl_s": retain.ttl_s}))
+    tenant = headers.get(os.environ.get(variable("tenant_header")) or "", "")
+    ours = _action(
+        "astraea",
+        ACTION,
+        payload(hints) | {ARRIVED: time.monotonic()} | ({TENANT: tenant[:ID_LENGTH]} if tenant else {}),
+    )
+    return KvHintsEnvelope(
+        protocol_version=given.protocol_version if given else "1",
+        message_id=given.message_id if given else "astraea",
+        actions=[*others, *listed, ours],
+    )
 
 
-def _hints(payloads: list[Any], sampling_params: Any, session_id: Any, headers: Mapping[str, str]) -> Hints:
-    """Explicit hints first (kv_hints, else custom_params), then the body's session_id, then the headers."""
+def _action(id: Any, kind: Any, payload: dict[str, Any]) -> KvHintAction:
+    return KvHintAction(action_id=id, action_type=kind, action_version="1", payload=payload)
+
+
+def _listed(items: object) -> list[KvHintAction]:
+    """The hints' list `kv` as actions, not yet parsed: one more than is allowed tells that there are too many."""
+    if items is None:
+        return []
+    example = '{"type": "kv.pin", "ttl_s": 30}'
+    if not isinstance(items, list):
+        raise HintError(f"kv is {described(items)}; send a list of objects such as {example}")
+    actions = []
+    for i, item in enumerate(islice(items, MOST_ACTIONS + 1)):
+        if not isinstance(item, Mapping):
+            raise HintError(f"kv[{i}] is {described(item)}; send an object such as {example}")
+        rest = {key: value for key, value in item.items() if key not in ("type", "id")}
+        actions.append(_action(item.get("id", f"kv.{i}"), item.get("type"), rest))
+    return actions
+
+
+def _told(payloads: list[Any], sampling_params: Any) -> Mapping[Any, Any]:
+    """The explicit hints: those in kv_hints, else those in custom_params."""
     custom = sampling_params.get("custom_params") if isinstance(sampling_params, dict) else None
     if not payloads and isinstance(custom, dict) and "astraea" in custom:
         payloads = [custom["astraea"]]
-    hints = parse(payloads[-1]) if payloads else Hints()
+    return decoded(payloads[-1]) if payloads else {}
+
+
+def _plain(sampling_params: Any) -> Any:
+    """Sampling parameters without our hints: SGLang sends custom_params on as one level of JSON."""
+    custom = sampling_params.get("custom_params") if isinstance(sampling_params, dict) else None
+    if not isinstance(custom, dict) or "astraea" not in custom:
+        return sampling_params
+    rest = {key: value for key, value in custom.items() if key != "astraea"}
+    return {**sampling_params, "custom_params": rest or None}
+
+
+def _hints(told: Mapping[Any, Any], session_id: Any, headers: Mapping[str, str]) -> Hints:
+    """Explicit hints first, then the body's session_id, then the headers."""
+    hints = parse(told)
     if session_id is not None:
         session_id = identity(session_id, "session_id")
     header_id, parent = headers.get("x-dynamo-session-id"), headers.get("x-dynamo-parent-session-id")

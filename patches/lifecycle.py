@@ -11,11 +11,19 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from sglang.srt.managers.schedule_batch import FINISH_ABORT
+from sglang.srt.runtime_context import get_parallel
 
+from astraea_sglang.actions import KvAction, Outcome
 from astraea_sglang.config import Config
 from astraea_sglang.costs import StepCosts
-from astraea_sglang.patches.intake import hints_of
+from astraea_sglang.keeper import Keeper
+from astraea_sglang.obey import carry_out, obey
+from astraea_sglang.patches.answers import tell
+from astraea_sglang.patches.intake import actions_of, hints_of
+from astraea_sglang.patches.metrics import Metrics
+from astraea_sglang.patches.radix import AstraeaRadixCache
 from astraea_sglang.patches.residency import Residency
+from astraea_sglang.program import Program
 from astraea_sglang.table import ProgramTable
 
 logger = logging.getLogger(__name__)
@@ -27,6 +35,7 @@ class Engine:
 
     table: ProgramTable
     residency: Residency
+    keeper: Keeper | None = None  # where the radix tree is ours, and can keep and free paths
     steps: StepCosts = field(default_factory=StepCosts)
     launched: deque[float] = field(default_factory=lambda: deque(maxlen=8))  # perf_counter seconds; of steps in flight
     stepped: float = 0.0  # perf_counter seconds: when the last step was over
@@ -34,6 +43,7 @@ class Engine:
     blocked: Set[str] = frozenset()  # rids that the gate holds back in this pass
     adder: Any = None  # the PrefillAdder that does so, made once
     memory: Any = None  # memory.Memory on the leader, once it polls
+    metrics: Any = None  # metrics.Metrics, with --enable-metrics
     remembers: bool = False  # the history of earlier runs has been loaded
     faults: set[str] = field(default_factory=set)
 
@@ -45,6 +55,12 @@ class Engine:
             logger.exception(
                 "astraea: %s failed; SGLang goes on without it (further failures there are only counted)", where
             )
+
+    def gone(self, program: Program) -> None:
+        """A program is over, and no longer known."""
+        if self.keeper is not None:
+            self.keeper.ended(program)
+        self.residency.forget(program)
 
 
 def softly(hook: Callable[..., None]) -> Callable[..., None]:
@@ -69,9 +85,18 @@ def attach(result: None, scheduler: Any) -> None:
     config = Config.from_environment(os.environ)
     table = ProgramTable(config)
     scheduler.astraea = scheduler.policy.engine = engine = Engine(table, Residency(table))
-    table.gone = engine.residency.forget
     scheduler.policy.max_running = scheduler.max_running_requests
-    scheduler.tree_cache.astraea = engine
+    tree = scheduler.tree_cache
+    if isinstance(tree, AstraeaRadixCache):
+        if tree.retains:
+            engine.keeper = Keeper(config, table, tree, tree.token_to_kv_pool_allocator.size)
+            tree.copied = engine.steps.copied
+            if scheduler.metrics_reporter.enable_metrics and get_parallel().attn_tp_rank == 0:
+                engine.metrics = Metrics(tree.token_to_kv_pool_allocator.get_kvcache())
+        tree.attach(engine, ranked=config.retention == "adaptive")
+    if engine.keeper is None:
+        logger.warning("astraea: a %s keeps KV its own way; --astraea-retention has no effect", type(tree).__name__)
+    table.gone = engine.gone
     logger.info("astraea: scheduling agent programs (--schedule-policy astraea): %s", config)
 
 
@@ -82,12 +107,15 @@ def queued(engine: Engine, scheduler: Any, result: None, req: Any, is_retracted:
     if segment is not None:
         engine.table.requeue(segment)
     elif scheduler.waiting_queue and scheduler.waiting_queue[-1] is req:  # SGLang may have turned it away
-        hints, arrived = hints_of(req, engine.table.structures)
+        hints, arrived, tenant = hints_of(req, engine.table.structures)
         engine.table.advance(arrived)
         most = getattr(req.sampling_params, "max_new_tokens", 0) or 0
         tier = _tier(req.priority, scheduler.schedule_low_priority_values_first)
         segment = req.astraea = engine.table.arrive(req.rid, hints, len(req.origin_input_ids), most, tier=tier)
-        engine.residency.forget(segment.program)
+        segment.program.tenant = segment.program.tenant or tenant
+        if engine.keeper is not None:
+            engine.keeper.returned(segment.program)
+        tell(req, _obeyed(engine.keeper, segment.program, actions_of(req)))
 
 
 @softly
@@ -98,8 +126,12 @@ def admitted(engine: Engine, scheduler: Any, result: tuple[Any, Any], *args: Any
         return
     decoding = {id(req) for req in batch.decoding_reqs or ()}  # rows that a mixed batch only carries along
     for req in batch.reqs:
-        if id(req) not in decoding and getattr(req, "astraea", None) is not None:
-            engine.table.start(req.astraea, req.extend_end - req.prefix_len)
+        segment = getattr(req, "astraea", None)
+        if segment is not None and id(req) not in decoding:
+            if engine.keeper is not None and not segment.running:
+                wait = engine.table.now - segment.arrived
+                engine.keeper.resumed(segment.program, segment.known, req.prefix_len, wait)
+            engine.table.start(segment, req.extend_end - req.prefix_len)
 
 
 def launched(scheduler: Any, batch: Any, *args: Any, **kwargs: Any) -> None:
@@ -120,10 +152,13 @@ def stepped(engine: Engine, scheduler: Any, result: None, batch: Any, outcome: A
         engine.table.serve(segment, len(req.output_ids))
         if req.finished():
             req.astraea = None  # an overlapped batch may show a finished request once more
+            program, tree = segment.program, scheduler.tree_cache
+            if isinstance(tree, AstraeaRadixCache) and not program.anonymous:
+                tree.ends(program, req.last_node)
             engine.table.finish(segment, aborted=isinstance(req.finished_reason, FINISH_ABORT))
-            host = getattr(scheduler.tree_cache, "cache_controller", None)  # with a host pool eviction is no loss
-            if segment.program.idle_since is not None and req.last_node is not None and host is None:
-                engine.residency.finished(segment.program, req.last_node)
+            if engine.keeper is not None and program.idle_since is not None:
+                engine.keeper.paused(program)
+                carry_out(engine.keeper, program)
 
 
 @softly
@@ -132,6 +167,15 @@ def dropped(engine: Engine, scheduler: Any, result: None, abort_req: Any, req: A
     if getattr(req, "astraea", None) is not None:
         segment, req.astraea = req.astraea, None
         engine.table.finish(segment, aborted=True)
+
+
+def _obeyed(keeper: Keeper | None, program: Program, actions: list[KvAction]) -> list[Outcome]:
+    """What becomes of the actions that a segment brings? They stand until the next segment comes."""
+    program.asked, program.kept_until = None, 0.0
+    if keeper is None or program.anonymous:
+        why = "this radix cache keeps KV its own way" if keeper is None else "the request names no program"
+        return [Outcome(each.id, each.kind, "rejected", why) for each in actions]
+    return [obey(keeper, program, each) for each in actions]
 
 
 def _tier(priority: int | None, low_first: bool) -> int:

@@ -116,7 +116,7 @@ def replay(
     )
     peer.scheduler = scheduler
     random.seed(0)
-    with _virtual_time(peer):
+    with virtual_time(peer):
         scheduler.run_event_loop()
     engine = getattr(scheduler, "astraea", None)
     _check(peer, scheduler, engine)
@@ -163,7 +163,7 @@ def build(peer: Peer, **flags: Any) -> Scheduler:
 
 
 @contextmanager
-def _virtual_time(peer: Peer) -> Iterator[None]:
+def virtual_time(peer: Peer) -> Iterator[None]:
     """Every clock of this process reads the peer's. Only after construction: a stamp of 0 means unset to SGLang."""
     names = ("perf_counter", "monotonic", "time")
     real = {name: getattr(time, name) for name in names} | {f"{n}_ns": getattr(time, f"{n}_ns") for n in names}

@@ -18,6 +18,13 @@ def test_variables_give_every_field():
         admission="none",
         theta="0.5",
         prediction="learned",
+        retention="ttl",
+        end="keep",
+        watermark="0.7",
+        preserve="0.3",
+        quota="0.2",
+        lease="60",
+        tenant_header="x-tenant",
         history="h.json",
         queues="3",
         thresholds="50,90",
@@ -27,7 +34,26 @@ def test_variables_give_every_field():
         max_programs="9",
     )
     config = Config.from_environment({variable(name): text for name, text in texts.items()})
-    assert config == Config("mlfq", "none", 0.5, "learned", "h.json", 3, (50, 90), 2.5, 20.0, 7.0, 9)
+    assert config == Config(
+        order="mlfq",
+        admission="none",
+        theta=0.5,
+        prediction="learned",
+        retention="ttl",
+        end="keep",
+        watermark=0.7,
+        preserve=0.3,
+        quota=0.2,
+        lease=60.0,
+        tenant_header="x-tenant",
+        history="h.json",
+        queues=3,
+        thresholds=(50, 90),
+        aging=2.5,
+        patience=20.0,
+        reap_after=7.0,
+        max_programs=9,
+    )
 
 
 def test_flags_and_variables_are_named_after_the_field():
@@ -58,3 +84,15 @@ def test_a_bad_value_is_one_line_with_flag_value_and_remedy(name, text, words):
         Config.from_environment({variable(name): text})
     line = str(caught.value)
     assert "\n" not in line and flag(name) in line and variable(name) in line and words in line
+
+
+def test_retention_comes_with_shares_and_seconds_that_make_sense():
+    for name, text, words in (
+        ("retention", "lfu", "choose one of adaptive, discard"),
+        ("end", "never", "choose one of free, keep"),
+        ("watermark", "1.5", "a share above 0, at most 1"),
+        ("quota", "0", "a share above 0, at most 1"),
+        ("lease", "0", "more than 0 seconds"),
+    ):
+        with pytest.raises(ConfigError, match=words):
+            Config.from_environment({variable(name): text})

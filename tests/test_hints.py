@@ -34,6 +34,11 @@ def test_unknown_keys_are_listed_not_refused():
     assert parse({"program_id": "a", "colour": 1, "mood": {}}).ignored == ("colour", "mood")
 
 
+def test_orders_for_kv_are_left_to_the_intake():
+    hints = parse({"program_id": "a", "kv": [{"type": "kv.pin"}]})
+    assert hints.ignored == () and "kv" not in payload(hints)
+
+
 def test_a_number_out_of_range_is_clipped_and_named():
     hints = parse({"expected_tool_duration_ms": 1e30, "segment": 10**400})
     assert hints.clipped == ("expected_tool_duration_ms", "segment")

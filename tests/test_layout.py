@@ -8,8 +8,8 @@ import pytest
 ROOT = Path(__file__).parent.parent
 CORE = sorted((ROOT / "astraea_sglang").glob("*.py"))
 DECIDING = (
-    "admit", "config", "costs", "errors", "graph", "hints", "history", "mlfq", "order", "plan", "predict", "program",
-    "structure", "table", "tooltimes",
+    "actions", "admit", "config", "costs", "decisions", "errors", "graph", "hints", "history", "keeper", "leases", "mlfq",
+    "obey", "order", "plan", "predict", "program", "retain", "structure", "table", "tooltimes",
 )  # fmt: skip
 
 

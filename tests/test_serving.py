@@ -19,6 +19,15 @@ def test_policy_and_metrics_are_added_everywhere_the_rest_where_it_helps():
     assert "--max-total-tokens" not in added_flags([], cpu=True, smollm2=False)
 
 
+@pytest.mark.parametrize("flag", ["--enable-hierarchical-cache", "--enable-hicache"])
+def test_hicache_on_a_cpu_gets_the_only_copies_that_work_there(flag):
+    added = added_flags([flag], cpu=True, smollm2=False)
+    assert added[-4:] == ["--hicache-io-backend", "direct", "--hicache-mem-layout", "layer_first"]
+    assert added_flags([flag], cpu=False, smollm2=False) == added_flags([], cpu=False, smollm2=False)
+    assert not [part for part in added_flags([], cpu=True, smollm2=False) if "hicache" in part]
+    assert "direct" not in added_flags([flag, "--hicache-io-backend=kernel"], cpu=True, smollm2=False)
+
+
 def test_a_users_variable_is_kept():
     assert "OMP_NUM_THREADS" not in added_environment({"OMP_NUM_THREADS": "2"}, cpu=True, smollm2=False)
     assert added_environment({}, cpu=False, smollm2=False) == {}

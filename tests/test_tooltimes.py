@@ -58,3 +58,14 @@ def test_the_remaining_time_is_never_negative_and_looks_at_the_window_only(secon
     for remaining in (times.median("react", "search", elapsed), times.mean("react", "search", elapsed)):
         assert remaining is not None and remaining >= 0
         assert not longer or longer[0] - elapsed - 1e-6 <= remaining <= longer[-1] - elapsed + 1e-6
+
+
+def test_a_time_to_live_is_the_one_that_pays_most():
+    times = tools(1, 1, 1, 1, 30)
+    assert times.ttl("react", "search", benefit=10.0) == 1  # 4/5 * 10 - 1, more than 10 - 30
+    assert times.ttl("react", "search", benefit=1000.0) == 30
+    assert times.ttl("react", "search", benefit=0.5) == 0  # no time pays
+
+
+def test_without_history_one_waits_as_long_as_it_saves():
+    assert tools(1).ttl("react", "search", benefit=4.0) == 4.0

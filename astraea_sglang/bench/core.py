@@ -4,6 +4,9 @@ import gc
 import json
 import logging
 import math
+import os
+import subprocess
+import sys
 import time
 import tracemalloc
 import warnings
@@ -18,7 +21,7 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
-from astraea_sglang.config import Config
+from astraea_sglang.config import Config, variable
 from astraea_sglang.hints import Hints
 from astraea_sglang.order import ORDERS
 from astraea_sglang.program import Segment
@@ -30,10 +33,15 @@ ROUNDS = 9
 PROGRAMS = 10_000  # whose memory is measured
 HOSTILE = 20_000  # segments of a client that makes up classes, nodes and tools: more than are remembered
 POOL = Pool(300_000, 256)
+PAUSED = (
+    ("fcfs, SGLang's LRU", "fcfs", {}),
+    ("astraea, SGLang's LRU", "astraea", {"retention": "lru", "end": "keep"}),
+    ("astraea", "astraea", {}),
+)  # label, policy, settings
 
 
 def run(out: Path) -> int:
-    """Print three tables, leave core.json in `out`. Medians of seconds, as timeit without the garbage collector."""
+    """Print four tables, leave core.json in `out`. Medians of seconds, as timeit without the garbage collector."""
     console = Console()
     grown = [_growth(size) for size in track(SIZES, "the plan alone", console=console)]
     with console.status("SGLang's scheduler, tree and lpm (half a minute to import)"):
@@ -42,10 +50,12 @@ def run(out: Path) -> int:
         from astraea_sglang.patches.beside import measure
 
         passes, step_s = measure(BESIDE, ROUNDS)
+    paused = [_paused(*policy) for policy in track(PAUSED, "1,000 paused programs, a full pool", console=console)]
     with console.status("memory"):
         memory = {"program_bytes": program_bytes(PROGRAMS), "history_bytes": history_bytes(HOSTILE)}
     out.mkdir(parents=True, exist_ok=True)
-    result = {"growth": grown, "orders": _orders(), "beside": passes, "step_s": step_s, **memory}
+    result = {"growth": grown, "orders": _orders(), "beside": passes, "step_s": step_s, "paused": paused}
+    result |= memory
     (out / "core.json").write_text(json.dumps(result, indent=1) + "\n")
     console.print(
         _table(
@@ -86,11 +96,52 @@ def run(out: Path) -> int:
             ],
         )
     )
+    console.print(
+        _table(
+            "A pass with 1,000 paused programs of 2,000 tokens and a full pool: what of it is eviction, and retention",
+            (
+                "",
+                "tree core",
+                "pass ms",
+                "of that eviction ms",
+                "retention ms",
+                "share",
+                "decision us",
+                "lock+unlock us",
+            ),
+            [
+                (
+                    row["policy"],
+                    row["core"],
+                    f"{row['pass_s'] * 1e3:.3f}",
+                    f"{row['evict_s'] * 1e3:.3f}",
+                    f"{row['retention_s'] * 1e3:.3f}",
+                    f"{row['retention_s'] / row['pass_s']:.1%}",
+                    f"{row['decision_s'] * 1e6:.1f}" if "decision_s" in row else "",
+                    f"{row['lock_s'] * 1e6:.1f}"
+                    + (f" ({row['pin_s'] / row['lock_s']:.1f} x)" if "pin_s" in row else ""),
+                )
+                for row in paused
+            ],
+        )
+    )
     console.print(f"a step: {step_s * 1e6:.2f} us for each running request")
     console.print(f"a live program: {memory['program_bytes']:,.0f} bytes")
     console.print(f"history, full of made-up classes, nodes and tools: {memory['history_bytes'] / 2**20:.1f} MiB")
     console.print(f"{out / 'core.json'}", soft_wrap=True)
     return 0
+
+
+def _paused(label: str, policy: str, settings: dict[str, str]) -> dict[str, Any]:
+    """Passes under `policy`, in a process of their own: SGLang keeps one live configuration per process."""
+    from astraea_sglang.bench.runs import ENVIRONMENT
+
+    command = [sys.executable, "-m", "astraea_sglang.patches.paused", policy]
+    environment = os.environ | ENVIRONMENT | {variable(name): value for name, value in settings.items()}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600)
+    if done.returncode:
+        raise RuntimeError(f"{' '.join(command)} failed: {done.stderr[-500:]}")
+    return json.loads(done.stdout.splitlines()[-1]) | {"policy": label}
 
 
 def queue(size: int, **settings: Any) -> tuple[ProgramTable, list[tuple[Segment, int]]]:

@@ -12,6 +12,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn
 from tokenizers import Tokenizer
 
 from astraea_sglang import serving, smollm2
+from astraea_sglang.bench.policies import Policy, parse
 from astraea_sglang.errors import ConfigError, ServerError
 from astraea_sglang.fleet import bfcl, report, timeline
 from astraea_sglang.fleet.agents import Event, run_plan
@@ -28,13 +29,14 @@ SERVER_FLAGS = ["--max-total-tokens=3072", "--max-running-requests=4", "--enable
 COUNTERS = ("evicted_tokens_total", "num_retracted_requests_total", "scheduler_process_cpu_seconds_total")
 
 
-def run(out: Path, *, programs: int = PROGRAMS, seed: int = SEED, policies: Sequence[str] = ("fcfs", "astraea")) -> int:
+def run(out: Path, *, programs: int = PROGRAMS, seed: int = SEED, policy_list: str = "fcfs,astraea") -> int:
     """How does the same fleet fare under each policy? Prints a table; leaves reports, picture and logs in `out`.
 
     Each finished run is saved at once as `run-<policy>.json`. Returns 0, or 1 when a program was lost, or 130 after
     Ctrl-C. Raises ConfigError, ModelError or ServerError when it cannot begin or a server does not start.
     """
     console = Console()
+    policies = parse(policy_list, emulated=False)
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as problem:
@@ -49,23 +51,29 @@ def run(out: Path, *, programs: int = PROGRAMS, seed: int = SEED, policies: Sequ
             progress.update(step, description="model ready", total=1, completed=1)
             for policy in policies:
                 runs.append(_measure(policy, plan, model, seed, out, progress))
-                runs[-1].save(out / f"run-{policy}.json")
+                runs[-1].save(out / f"run-{_name(policy.label)}.json")
     except KeyboardInterrupt:
-        kept = ", ".join(str(out / f"run-{done.policy}.json") for done in runs)
+        kept = ", ".join(str(out / f"run-{_name(done.policy)}.json") for done in runs)
         console.print(f"interrupted; kept: {kept or 'nothing, no run had ended'}", soft_wrap=True)
         return 130
     return _report(runs, out, console)
 
 
-def _measure(policy: str, plan: Sequence[PlannedProgram], model: Path, seed: int, out: Path, progress: Progress) -> Run:
-    step = progress.add_task(f"{policy}: starting the server", total=None)
+def _name(label: str) -> str:
+    return label.replace(":", "+").replace(",", "+")
+
+
+def _measure(
+    policy: Policy, plan: Sequence[PlannedProgram], model: Path, seed: int, out: Path, progress: Progress
+) -> Run:
+    step = progress.add_task(f"{policy.label}: starting the server", total=None)
     encode = Tokenizer.from_file(str(model / "tokenizer.json")).encode
-    with serving.start(model, ["--schedule-policy", policy, *SERVER_FLAGS], out / f"server-{policy}.log") as server:
+    with serving.start(model, [*policy.flags, *SERVER_FLAGS], out / f"server-{_name(policy.label)}.log") as server:
         info = _ask(server.url, "GET", "/server_info").json()
         _ask(server.url, "POST", "/flush_cache")
         before = _counters(server.url)
         progress.update(step, total=sum(len(program.tool_seconds) for program in plan))
-        watch = _Watch(policy, len(plan), progress, step)
+        watch = _Watch(policy.label, len(plan), progress, step)
         programs = asyncio.run(run_plan(plan, server.url, lambda text: encode(text).ids, watch))
         after = _counters(server.url)
     settings = {
@@ -78,7 +86,7 @@ def _measure(policy: str, plan: Sequence[PlannedProgram], model: Path, seed: int
         "gap_s": GAP_S,
         "factor": TOOL_FACTOR,
     }
-    return Run(policy, settings, {name: after[name] - before[name] for name in COUNTERS}, programs)
+    return Run(policy.label, settings, {name: after[name] - before[name] for name in COUNTERS}, programs)
 
 
 class _Watch:

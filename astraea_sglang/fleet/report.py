@@ -33,6 +33,7 @@ ROWS = (
     Row("cached_tokens", "of those, from cache", "{:,.0f}", False),
     Row("uncached_tokens", "of those, prefilled", "{:,.0f}", True),
     Row("recomputed_tokens", "prefilled again after an eviction", "{:,.0f}", True),
+    Row("return_hits", "of a program's context, found after a tool", "{:.0%}", False),
     Row("output_tokens", "output tokens", "{:,.0f}", None),
     Row("evicted_tokens", "KV tokens evicted (engine)", "{:,.0f}", None),
     Row("retracted", "requests retracted (engine)", "{:,.0f}", True),
@@ -59,6 +60,11 @@ def figures(run: Run) -> dict[str, float]:
     tools = [sum(tool.end - tool.start for tool in program.tools) for program in done]
     queues = [sum(segment.queue_s for segment in program.segments) for program in done]
     segments = [segment for program in run.programs for segment in program.segments]
+    known = [
+        context for program in run.programs for context in zip(program.segments, program.segments[1:], strict=False)
+    ]
+    context = sum(before.prompt_tokens + before.output_tokens - 1 for before, _ in known)
+    lost = sum(after.recomputed_tokens for _, after in known)
     prompt, cached = sum(s.prompt_tokens for s in segments), sum(s.cached_tokens for s in segments)
     return {
         "jct_mean": _mean(jct),
@@ -73,6 +79,7 @@ def figures(run: Run) -> dict[str, float]:
         "cached_tokens": cached,
         "uncached_tokens": prompt - cached,
         "recomputed_tokens": sum(s.recomputed_tokens for s in segments),
+        "return_hits": 1 - lost / context if context else math.nan,
         "output_tokens": sum(s.output_tokens for s in segments),
         "evicted_tokens": run.engine.get("evicted_tokens_total", math.nan),
         "retracted": run.engine.get("num_retracted_requests_total", math.nan),

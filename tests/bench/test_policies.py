@@ -57,3 +57,27 @@ def test_what_cannot_be_is_refused_in_one_line(text, complaint):
     with pytest.raises(ConfigError, match=complaint) as error:
         parse(text)
     assert "\n" not in str(error.value)
+
+
+def test_a_policy_says_with_which_flags_a_server_runs_under_it():
+    (policy,) = parse("astraea:retention=swap,host=2", emulated=False)
+    assert policy.flags[:3] == ["--schedule-policy", "astraea", "--astraea-retention=swap"]
+    assert policy.flags[3:] == [
+        "--enable-hierarchical-cache",
+        "--hicache-ratio=2",
+        "--hicache-write-policy=write_back",
+    ]
+    assert parse("fcfs")[0].flags == ["--schedule-policy", "fcfs"]
+
+
+@pytest.mark.parametrize(
+    ("text", "emulated", "words"),
+    [
+        ("astraea:host=2", True, "host=2 does nothing here"),
+        ("astraea:hints=oracle", False, "hints=oracle does nothing here"),
+        ("astraea:host=big", False, "host=big is no number"),
+    ],
+)
+def test_what_means_nothing_to_the_engine_is_refused(text, emulated, words):
+    with pytest.raises(ConfigError, match=words):
+        parse(text, emulated=emulated)

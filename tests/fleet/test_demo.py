@@ -57,7 +57,7 @@ def test_a_lost_program_is_named_and_makes_the_demo_fail(starts, stand_in, tmp_p
         return 500 if body["session_id"] == first[0] else stand_in.obedient(body)
 
     stand_in.answer = fail_one
-    assert demo.run(tmp_path, programs=2, seed=1, policies=["fcfs"]) == 1
+    assert demo.run(tmp_path, programs=2, seed=1, policy_list="fcfs") == 1
     assert f"lost under fcfs: {first[0]}: ServerError: /generate answered 500" in capsys.readouterr().out
     assert json.loads((tmp_path / "report.json").read_text())["figures"]["fcfs"]["finished"] == 1
 

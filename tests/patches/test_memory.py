@@ -11,7 +11,7 @@ from tests.builders import arrive, run, table
 
 def engine() -> SimpleNamespace:
     """What `memory` sees of an Engine."""
-    return SimpleNamespace(table=table(), remembers=False, fault=pytest.fail)
+    return SimpleNamespace(table=table(), remembers=False, metrics=None, keeper=None, fault=pytest.fail)
 
 
 @pytest.fixture
@@ -68,7 +68,7 @@ def test_a_file_that_became_unreadable_costs_the_history_not_the_server(tmp_path
     folder = tmp_path / "history.json"
     folder.mkdir()  # there, and no file
     one = SimpleNamespace(
-        table=table(history=str(folder)), memory=None, remembers=False, fault=faults.append, ticked=0.0
+        table=table(history=str(folder)), memory=None, remembers=False, metrics=None, fault=faults.append, ticked=0.0
     )
     assert ticks.poll([], SimpleNamespace(astraea=one)) is None
     assert faults == ["history"] and one.remembers

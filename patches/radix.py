@@ -1,0 +1,370 @@
+"""The radix tree as retention layer: SGLang's own, which tells what it loses and takes first what is wanted latest.
+
+Its core is SGLang's Python one, not the Rust one (README, "Decisions"): there a node can be asked what may be done with
+it before it is done, and an illegal step raises before anything is changed. On the Rust core it ends the server.
+"""
+
+import heapq
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from sglang.srt.mem_cache.base_prefix_cache import EvictParams, EvictResult
+from sglang.srt.mem_cache.evict_policy import EvictionStrategy, LRUStrategy
+from sglang.srt.mem_cache.registry import create_unified_radix_cache, register_radix_cache_backend
+from sglang.srt.mem_cache.unified_cache.cache_action import BackupKV
+from sglang.srt.mem_cache.unified_cache.component_type import ComponentType
+from sglang.srt.mem_cache.unified_cache.components import FullComponent
+from sglang.srt.mem_cache.unified_cache.tree_core_registry import register_tree_core_backend
+from sglang.srt.mem_cache.unified_cache.unified_tree_core import UnifiedTreeCore
+from sglang.srt.mem_cache.unified_cache.unified_tree_core_interface import DriveHostEvictionResult
+from sglang.srt.mem_cache.unified_radix_cache import UnifiedRadixCache
+from sglang.srt.runtime_context import get_memory
+
+from astraea_sglang.patches.args import POLICY
+from astraea_sglang.program import Program
+
+RERANK = 5.0  # seconds
+
+
+class AstraeaTreeCore(UnifiedTreeCore):
+    """SGLang's Python tree core, which tells of each node that goes."""
+
+    lost: Callable[[int, int | None, int], None] | None = None
+    epoch = 0  # grows every RERANK seconds
+
+    def _unregister_node(self, node: Any) -> None:
+        if self.lost is not None:
+            above = node.parent if node.parent is not self.root_node else None
+            self.lost(node.id, above and above.id, self.depth(above) if above else 0)
+        super()._unregister_node(node)
+
+    def alive(self, node_id: int) -> Any:
+        """The node of this id; None when it is gone."""
+        return self._node_arena.get(node_id)
+
+    def up(self, node: Any) -> Iterator[Any]:
+        """The nodes from `node` to the root, which is left out."""
+        while node is not None and node is not self.root_node:
+            yield node
+            node = node.parent
+
+    def depth(self, node: Any) -> int:
+        """How many tokens does the path to `node` have?"""
+        return sum(len(each.key) for each in self.up(node))
+
+
+class RankedFull(FullComponent):
+    """Device eviction from a queue that outlives a walk, where SGLang sorts all leaves anew whenever memory is short.
+
+    A leaf is offered when its path ends, is unlocked, or is wanted later than before. Its key is worked out again when
+    its turn comes; what was offered nowhere is found when the queue is made anew, every RERANK seconds or when empty.
+    """
+
+    tree_core: Any
+    ranked = False  # else it is SGLang's own
+    _made = -1
+    _queue: list[tuple[Any, Any]]
+
+    def rank(self) -> None:
+        """From now on leaves are queued."""
+        self.ranked, self._queue = True, []
+        self._ensure_eviction_strategy()
+
+    def offer(self, leaf: Any) -> None:
+        """The key of `leaf` may be smaller than when it was queued, or it is new."""
+        if self.ranked and leaf in self.tree_core.evictable_device_leaves:
+            heapq.heappush(self._queue, (self._key(leaf), leaf))
+
+    def _key(self, leaf: Any) -> Any:
+        return self.tree_core.eviction_strategy.get_priority(leaf)
+
+    def _remake(self) -> None:
+        self._queue = [(self._key(leaf), leaf) for leaf in self.tree_core.evictable_device_leaves]
+        heapq.heapify(self._queue)
+        self._made, self._fresh = self.tree_core.epoch, True
+
+    def _evict_device_start(self, request_cnt: int) -> None:
+        if not self.ranked:
+            return super()._evict_device_start(request_cnt)
+        self._evict_device_request_cnt, self._evict_device_last_node, self._fresh = request_cnt, None, False
+        if self._made != self.tree_core.epoch or len(self._queue) > 64 + 2 * len(
+            self.tree_core.evictable_device_leaves
+        ):
+            self._remake()
+
+    def _evict_device_next_node(self, tracker: Any, device_frees: Any, host_frees: Any, cache_actions: Any) -> Any:
+        if not self.ranked:
+            return super()._evict_device_next_node(tracker, device_frees, host_frees, cache_actions)
+        leaves, last = self.tree_core.evictable_device_leaves, self._evict_device_last_node
+        if last is not None:
+            self.offer(last.parent)
+        self._evict_device_last_node = None
+        while tracker[self.component_type] < self._evict_device_request_cnt:
+            if not self._queue:
+                if self._fresh:
+                    return None
+                self._remake()
+                continue
+            old, leaf = heapq.heappop(self._queue)
+            if leaf not in leaves:
+                continue
+            if (key := self._key(leaf)) > old:
+                heapq.heappush(self._queue, (key, leaf))
+                continue
+            self._evict_device_last_node = leaf
+            return leaf.id
+        return None
+
+    def _evict_device_end(self) -> None:
+        if not self.ranked:
+            return super()._evict_device_end()
+        if self._evict_device_last_node is not None:
+            self.offer(self._evict_device_last_node.parent)
+
+
+class NextUse(EvictionStrategy):
+    """Which leaf is evicted first? What nobody will use, then what is wanted latest for the work that it saves.
+
+    Smallest first: leaves of no live program by recency; programs' by falling (time to the next use / cost of a token's
+    refill); prefixes that several programs have used by recency.
+    """
+
+    def __init__(self, engine: Any) -> None:
+        self._residency, self._table = engine.residency, engine.table
+
+    def get_priority(self, node: Any) -> tuple[int, float, float]:
+        """The key of a leaf (smallest first)."""
+        owners = self._residency.ending.get(node.id)
+        if owners:
+            now, costs = self._table.now, self._table.costs
+            back = min(program.back for program in owners.values())
+            refill = costs.copy if node.backuped else costs.prefill
+            return (1, -max(0.0, back - now) / refill, node.last_access_time)
+        return (2 if node.id in self._residency.shared else 0, 0.0, node.last_access_time)
+
+
+class AstraeaRadixCache(UnifiedRadixCache):
+    """SGLang's unified radix cache with the parts above. Without an engine of ours it is what it inherits."""
+
+    engine: Any = None
+    tree_core: Any
+    components: Any
+    cache_controller: Any
+    copied: Callable[[int, float], None] = staticmethod(lambda tokens, seconds: None)  # hears of copies to the host
+
+    def __init__(self, params: Any) -> None:
+        params.tree_core_backend = POLICY
+        params.component_registry_override = {
+            **(params.component_registry_override or {}),
+            ComponentType.FULL: RankedFull,
+        }
+        self.leaving: dict[int, list[int]] = {}  # nodes on their way to the host, from the end; by the path's end
+        self.unfreed: dict[int, tuple[Program, int]] = {}  # nodes to be freed once they have been copied
+        super().__init__(params)
+
+    @property
+    def retains(self) -> bool:
+        """Can paths be kept and freed here? Not where a path has more than one kind of state (Mamba, SWA)."""
+        return self.tree_components == (ComponentType.FULL,) and not self.disable
+
+    def attach(self, engine: Any, ranked: bool) -> None:
+        """From now on `engine` hears what the tree loses; with `ranked` its programs' next use decides what goes."""
+        self.engine = engine
+        self.tree_core.lost = self._lost
+        if ranked and isinstance(self.tree_core.eviction_strategy, LRUStrategy):
+            self.tree_core.eviction_strategy = NextUse(engine)
+            self.components[ComponentType.FULL].rank()
+
+    def ends(self, program: Program, node: int | None) -> None:
+        """A segment of `program` is over, its path ends at `node`."""
+        end = self.tree_core.alive(node) if node is not None else None
+        if end is not None and end is not self.tree_core.root_node:
+            above = (each.id for each in self.tree_core.up(end.parent))
+            self.engine.residency.finished(program, end.id, above)
+            self.wanted(program)
+
+    def _lost(self, node: int, parent: int | None, depth: int) -> None:
+        try:
+            self.engine.residency.gone(node, parent, depth)
+        except Exception:
+            self.engine.fault("evicting")
+
+    def reset(self) -> None:
+        """The tree is emptied: SGLang's `flush_cache`."""
+        super().reset()
+        self.leaving.clear()
+        self.unfreed.clear()
+        if self.engine is not None:
+            if self.engine.keeper is not None:
+                self.engine.keeper.cleared()
+            self.engine.residency.clear()
+
+    def evict_for_alloc(self, params: EvictParams, **kwargs: Any) -> EvictResult:
+        """As SGLang's; where that is not enough, locks of paused programs yield before anything is retracted."""
+        result = super().evict_for_alloc(params, **kwargs)
+        short = params.num_tokens - result.num_tokens_evicted
+        keeper = self.engine.keeper if self.engine is not None else None
+        if short > 0 and keeper is not None and keeper.give_way(short):
+            more = super().evict_for_alloc(EvictParams(num_tokens=short), **kwargs)
+            result.num_tokens_evicted += more.num_tokens_evicted
+        return result
+
+    def _log_write_ack_metrics(self, ack: Any) -> None:
+        super()._log_write_ack_metrics(ack)
+        if ack.timing_enabled:
+            tokens = sum((ack.num_tokens_by_pool or {}).values())
+            self.copied(tokens, ack.start_event.elapsed_time(ack.finish_event) / 1000)
+
+    # --- keeper.Tree ---
+
+    @property
+    def copies(self) -> bool:
+        """Is there a host pool to swap to?"""
+        return self.cache_controller is not None and self.host_memory_mode == "cache"
+
+    def pin(self, node: int, most: int) -> tuple[Any, int]:
+        """Lock the path to `node` or the part of it that takes `most` tokens: the lock (or None), and its tokens."""
+        end = self.tree_core.alive(node)
+        path = list(self.tree_core.up(end))
+        tokens = sum(len(each.key) for each in path)
+        most -= most % self.page_size
+        for each in path:
+            start = tokens - len(each.key)
+            if start < most < tokens and not each.evicted:
+                each, tokens = self._split(each, most - start), most
+            if tokens <= most and not each.evicted:
+                return self.lock(each.id), tokens
+            tokens = start
+        return None, 0
+
+    def unpin(self, pin: Any) -> None:
+        """Unlock what `pin` locked."""
+        self.unlock(pin)
+        self.components[ComponentType.FULL].offer(self.tree_core.alive(pin.node))
+
+    def wanted(self, program: Program) -> None:
+        """When a program will want its KV again has changed."""
+        for node in program.tails:
+            self.components[ComponentType.FULL].offer(self.tree_core.alive(node))
+
+    def _split(self, node: Any, tokens: int) -> Any:
+        """Let the first `tokens` of `node`, whole pages, be a node of their own: that one."""
+        above, action = self.tree_core._split_node(node.key, node, tokens)
+        self._apply_cache_actions([] if action is None else [action])
+        return above
+
+    def _own(self, program: Program, node: int, kept: int) -> Iterator[Any]:
+        """The nodes from `node` upwards that no other program's path ends at, beyond `kept` tokens; one at a time."""
+        core, ending = self.tree_core, self.engine.residency.ending
+        kept -= kept % self.page_size
+        each = core.alive(node)
+        below = core.depth(each)
+        while each is not None and each is not core.root_node:
+            above, start = each.parent, below - len(each.key)
+            if start < kept < below:  # what was evicted and computed again as a whole has no boundary there
+                above, start = self._split(each, kept - start), kept
+            if start < kept:
+                if program.shared:
+                    self.engine.residency.shared.add(each.id)
+                return
+            if core.alive(each.id) is None or any(other is not program for other in ending.get(each.id, {}).values()):
+                return
+            yield each
+            each, below = above, start
+
+    def free(self, program: Program, node: int, kept: int) -> int:
+        """Free the program's path from its end, up to `kept` tokens or the first node not its own: tokens freed."""
+        core, freed = self.tree_core, 0
+        for each in self._own(program, node, kept):
+            tokens, tracker = len(each.key), dict.fromkeys(self.tree_components, 0)
+            if each in core.evictable_device_leaves:
+                if self.cache_controller is not None and self.is_write_back and not each.backuped:
+                    self._drop_subtree_no_host(each.id, tracker)
+                else:
+                    self._evict_device_leaf(each.id, tracker)
+            if each in core.evictable_host_leaves:
+                result = DriveHostEvictionResult()
+                frees = result.tracker, result.device_frees, result.host_frees
+                core._evict_host_leaf(each, *frees, cache_actions=result.cache_actions)
+                self._apply_eviction_result(result)
+            if core.alive(each.id) is not None:
+                if each.write_through_pending_id is not None or each.load_back_pending_id is not None:
+                    self.unfreed[each.id] = program, kept  # a copy of it is under way
+                return freed
+            freed += tokens
+        return freed
+
+    def demote(self, program: Program, node: int, kept: int) -> int:
+        """Begin to move the same part of the path to the host: tokens to be moved."""
+        core = self.tree_core
+        unbacked = [each.id for each in core.up(core.alive(node)) if not each.backuped and not each.evicted]
+        if not self.copies:
+            return 0
+        if unbacked:
+            began = time.perf_counter()
+            if not self._execute_and_commit_kv_backup(BackupKV(node_ids=unbacked[::-1])):
+                return 0
+            self.flush_pending_backups()
+            acks = self.cache_controller.ack_write_queue
+            if acks and not acks[-1].timing_enabled:  # no streams, as on a CPU: the copy is made
+                self.copied(sum(len(core.alive(each).key) for each in unbacked), time.perf_counter() - began)
+        moved = [each for each in self._own(program, node, kept) if not each.evicted]
+        self.leaving[node] = [each.id for each in moved]
+        tokens = sum(len(each.key) for each in moved)
+        self._settle()
+        return tokens
+
+    def check_hicache_events(self) -> None:
+        """Once a pass, copies that are made are noticed."""
+        super().check_hicache_events()
+        self._settle()
+
+    def _settle(self) -> None:
+        """Give up on the device what has arrived on the host, each path from its end; free what waited for a copy."""
+        for node, (program, kept) in list(self.unfreed.items()):
+            del self.unfreed[node]
+            if not program.live and self.tree_core.alive(node) is not None:
+                self.free(program, node, kept)
+        for node, moved in list(self.leaving.items()):
+            while moved:
+                each = self.tree_core.alive(moved[0])
+                if each is not None and not each.evicted:
+                    if each.write_through_pending_id is not None:
+                        break  # under way
+                    if each not in self.tree_core.evictable_device_leaves or not each.backuped:
+                        moved.clear()  # in use again
+                        break
+                    self._evict_device_leaf(each.id, dict.fromkeys(self.tree_components, 0))
+                moved.pop(0)
+            if not moved:
+                del self.leaving[node]
+
+    def load(self, node: int) -> int:
+        """Begin to move the path back to the device: tokens to be moved."""
+        self.leaving.pop(node, None)
+        core = self.tree_core
+        away = [each for each in core.up(core.alive(node)) if each.evicted]
+        tokens = sum(len(each.key) for each in away)
+        room = self.token_to_kv_pool_allocator.available_size() + self.evictable_size()
+        if not tokens or tokens > room or not self.has_free_load_back_slot() or not self.load_back(node):
+            return 0
+        self.ready_to_load_host_cache()
+        return tokens
+
+
+def build(ctx: Any) -> Any:
+    """The cache that `--radix-cache-backend astraea` names, and that is chosen with `--schedule-policy astraea`."""
+    return create_unified_radix_cache(ctx, cache_class=AstraeaRadixCache)
+
+
+def chosen(original: Callable[..., Any], ctx: Any, *, cache_class: Any = None) -> Any:
+    """AROUND registry.create_unified_radix_cache: with our policy SGLang's own choice of cache becomes ours."""
+    ours = ctx.server_args.schedule_policy == POLICY and not get_memory().enable_unified_cache_external_linker
+    return original(ctx, cache_class=cache_class or (AstraeaRadixCache if ours else None))
+
+
+def register() -> None:
+    """Make our cache known to this process, under the name of our policy."""
+    register_tree_core_backend(POLICY, AstraeaTreeCore)
+    register_radix_cache_backend(POLICY, build)
