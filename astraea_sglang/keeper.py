@@ -3,7 +3,7 @@
 import heapq
 from dataclasses import dataclass, field
 from itertools import islice
-from typing import Any, NamedTuple, Protocol
+from typing import Any
 
 from astraea_sglang.config import Config
 from astraea_sglang.decisions import Decision, Decisions
@@ -11,6 +11,7 @@ from astraea_sglang.leases import Leases, Limits
 from astraea_sglang.program import Program
 from astraea_sglang.retain import NEVER, RETENTIONS, Choice, Pause
 from astraea_sglang.table import ProgramTable
+from astraea_sglang.tree import Memory, Tree
 
 REVIEWS = 64  # holdings looked at again per tick, at most
 SOONEST, LATEST = 0.05, 30.0  # seconds after which a holding is looked at again: half of what its tool may yet take
@@ -18,50 +19,6 @@ LATER = 1.1  # so much later than thought must a return be for the tree to be to
 COUNTED, COUNT_EVERY = 4096, 0.5  # holdings whose KV is added up, at most; and how often, seconds
 MARGIN = 0.1  # seconds before its predicted return at which a swapped path is on its way back
 WAITS = 0.1  # weight of the last segment's wait in their running mean
-
-
-class Memory(NamedTuple):
-    """The device's KV pool: tokens in all, locked by running requests, and wanted by waiting ones."""
-
-    pool: int = 0
-    running: int = 0
-    waiting: int = 0
-
-
-class Tree(Protocol):
-    """What is asked of the radix tree. A node is where a program's path ends; a stale one is never used, only compared.
-
-    All lengths are tokens from the root, or of the path.
-    """
-
-    @property
-    def copies(self) -> bool:
-        """Is there a host pool to swap to?"""
-        ...
-
-    def pin(self, node: Any, most: int) -> tuple[Any, int]:
-        """Lock the path to `node`, or the part of it that takes `most` tokens: the lock (or None), and its tokens."""
-        ...
-
-    def unpin(self, pin: Any) -> None:
-        """Unlock what `pin` locked."""
-        ...
-
-    def free(self, program: Program, node: Any, kept: int) -> int:
-        """Free the program's path from its end, up to `kept` tokens or the first node not its own: tokens freed."""
-        ...
-
-    def demote(self, program: Program, node: Any, kept: int) -> int:
-        """Begin to move the same part of the path to the host: tokens to be moved."""
-        ...
-
-    def load(self, node: Any) -> int:
-        """Begin to move the path back to the device: tokens to be moved."""
-        ...
-
-    def wanted(self, program: Program) -> None:
-        """When the program will want its KV again, `program.back`, has changed."""
-        ...
 
 
 @dataclass(slots=True, eq=False)
@@ -294,7 +251,8 @@ class Keeper:
         """Begin to move a paused program's paths to the host: how many tokens?"""
         holding = self.holdings[program.key]
         done = sum(self._tree.demote(program, node, program.shared) for node in holding.tails())
-        holding.demoted, holding.loaded = done > 0, False
+        if done:  # else what went before may be there, or on its way back
+            holding.demoted, holding.loaded = True, False
         self.decisions.totals["swapped_tokens"] += done
         return done
 

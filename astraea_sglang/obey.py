@@ -64,6 +64,7 @@ def carry_out(keeper: Keeper, program: Program) -> int:
         program.back = NEVER
         return 0
     if asked.kind == "kv.demote":
+        keeper.unpin(program)
         return keeper.swap(program)
     program.kept_until = now + ttl
     program.back = now

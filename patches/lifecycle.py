@@ -23,7 +23,7 @@ from astraea_sglang.patches.intake import actions_of, hints_of
 from astraea_sglang.patches.metrics import Metrics
 from astraea_sglang.patches.radix import AstraeaRadixCache
 from astraea_sglang.patches.residency import Residency
-from astraea_sglang.program import Program
+from astraea_sglang.program import Program, Segment
 from astraea_sglang.table import ProgramTable
 
 logger = logging.getLogger(__name__)
@@ -155,10 +155,7 @@ def stepped(engine: Engine, scheduler: Any, result: None, batch: Any, outcome: A
             program, tree = segment.program, scheduler.tree_cache
             if isinstance(tree, AstraeaRadixCache) and not program.anonymous:
                 tree.ends(program, req.last_node)
-            engine.table.finish(segment, aborted=isinstance(req.finished_reason, FINISH_ABORT))
-            if engine.keeper is not None and program.idle_since is not None:
-                engine.keeper.paused(program)
-                carry_out(engine.keeper, program)
+            _finish(engine, tree, segment, aborted=isinstance(req.finished_reason, FINISH_ABORT))
 
 
 @softly
@@ -166,7 +163,17 @@ def dropped(engine: Engine, scheduler: Any, result: None, abort_req: Any, req: A
     """AFTER Scheduler.send_abort_output: a segment was aborted while it waited, or found no memory even alone."""
     if getattr(req, "astraea", None) is not None:
         segment, req.astraea = req.astraea, None
-        engine.table.finish(segment, aborted=True)
+        _finish(engine, scheduler.tree_cache, segment, aborted=True)
+
+
+def _finish(engine: Engine, tree: Any, segment: Segment, *, aborted: bool) -> None:
+    program = segment.program
+    engine.table.finish(segment, aborted=aborted)
+    if isinstance(tree, AstraeaRadixCache):  # an aborted segment may leave less than it computed
+        engine.table.evicted(program, tree.remains(program))
+    if engine.keeper is not None and program.idle_since is not None:
+        engine.keeper.paused(program)
+        carry_out(engine.keeper, program)
 
 
 def _obeyed(keeper: Keeper | None, program: Program, actions: list[KvAction]) -> list[Outcome]:

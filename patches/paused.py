@@ -90,12 +90,11 @@ def measure(policy: str) -> dict[str, Any]:
     scheduler: Any = build(peer, schedule_policy=policy, max_total_tokens=pool, max_running_requests=64)
     peer.scheduler = scheduler
     tree, engine = scheduler.tree_cache, getattr(scheduler, "astraea", None)
-    ours, evicting = _Spent(peer), _Spent(peer)
+    ours, evicting, looks = _Spent(peer), _Spent(peer), _Spent(peer)
     evicting.on(tree, "_evict_components")
     if engine is not None:
         ours.on(engine.keeper, "tick", "paused", "returned", "resumed", "ended")
         ours.on(tree, "ends")
-        looks = _Spent(peer)
         looks.on(engine.keeper, "_look")
     with virtual_time(peer):
         scheduler.run_event_loop()

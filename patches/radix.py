@@ -4,17 +4,15 @@ Its core is SGLang's Python one, not the Rust one (README, "Decisions"): there a
 it before it is done, and an illegal step raises before anything is changed. On the Rust core it ends the server.
 """
 
-import heapq
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
 from sglang.srt.mem_cache.base_prefix_cache import EvictParams, EvictResult
-from sglang.srt.mem_cache.evict_policy import EvictionStrategy, LRUStrategy
+from sglang.srt.mem_cache.evict_policy import LRUStrategy
 from sglang.srt.mem_cache.registry import create_unified_radix_cache, register_radix_cache_backend
 from sglang.srt.mem_cache.unified_cache.cache_action import BackupKV
 from sglang.srt.mem_cache.unified_cache.component_type import ComponentType
-from sglang.srt.mem_cache.unified_cache.components import FullComponent
 from sglang.srt.mem_cache.unified_cache.tree_core_registry import register_tree_core_backend
 from sglang.srt.mem_cache.unified_cache.unified_tree_core import UnifiedTreeCore
 from sglang.srt.mem_cache.unified_cache.unified_tree_core_interface import DriveHostEvictionResult
@@ -22,9 +20,8 @@ from sglang.srt.mem_cache.unified_radix_cache import UnifiedRadixCache
 from sglang.srt.runtime_context import get_memory
 
 from astraea_sglang.patches.args import POLICY
+from astraea_sglang.patches.eviction import NextUse, RankedFull
 from astraea_sglang.program import Program
-
-RERANK = 5.0  # seconds
 
 
 class AstraeaTreeCore(UnifiedTreeCore):
@@ -52,96 +49,6 @@ class AstraeaTreeCore(UnifiedTreeCore):
     def depth(self, node: Any) -> int:
         """How many tokens does the path to `node` have?"""
         return sum(len(each.key) for each in self.up(node))
-
-
-class RankedFull(FullComponent):
-    """Device eviction from a queue that outlives a walk, where SGLang sorts all leaves anew whenever memory is short.
-
-    A leaf is offered when its path ends, is unlocked, or is wanted later than before. Its key is worked out again when
-    its turn comes; what was offered nowhere is found when the queue is made anew, every RERANK seconds or when empty.
-    """
-
-    tree_core: Any
-    ranked = False  # else it is SGLang's own
-    _made = -1
-    _queue: list[tuple[Any, Any]]
-
-    def rank(self) -> None:
-        """From now on leaves are queued."""
-        self.ranked, self._queue = True, []
-        self._ensure_eviction_strategy()
-
-    def offer(self, leaf: Any) -> None:
-        """The key of `leaf` may be smaller than when it was queued, or it is new."""
-        if self.ranked and leaf in self.tree_core.evictable_device_leaves:
-            heapq.heappush(self._queue, (self._key(leaf), leaf))
-
-    def _key(self, leaf: Any) -> Any:
-        return self.tree_core.eviction_strategy.get_priority(leaf)
-
-    def _remake(self) -> None:
-        self._queue = [(self._key(leaf), leaf) for leaf in self.tree_core.evictable_device_leaves]
-        heapq.heapify(self._queue)
-        self._made, self._fresh = self.tree_core.epoch, True
-
-    def _evict_device_start(self, request_cnt: int) -> None:
-        if not self.ranked:
-            return super()._evict_device_start(request_cnt)
-        self._evict_device_request_cnt, self._evict_device_last_node, self._fresh = request_cnt, None, False
-        if self._made != self.tree_core.epoch or len(self._queue) > 64 + 2 * len(
-            self.tree_core.evictable_device_leaves
-        ):
-            self._remake()
-
-    def _evict_device_next_node(self, tracker: Any, device_frees: Any, host_frees: Any, cache_actions: Any) -> Any:
-        if not self.ranked:
-            return super()._evict_device_next_node(tracker, device_frees, host_frees, cache_actions)
-        leaves, last = self.tree_core.evictable_device_leaves, self._evict_device_last_node
-        if last is not None:
-            self.offer(last.parent)
-        self._evict_device_last_node = None
-        while tracker[self.component_type] < self._evict_device_request_cnt:
-            if not self._queue:
-                if self._fresh:
-                    return None
-                self._remake()
-                continue
-            old, leaf = heapq.heappop(self._queue)
-            if leaf not in leaves:
-                continue
-            if (key := self._key(leaf)) > old:
-                heapq.heappush(self._queue, (key, leaf))
-                continue
-            self._evict_device_last_node = leaf
-            return leaf.id
-        return None
-
-    def _evict_device_end(self) -> None:
-        if not self.ranked:
-            return super()._evict_device_end()
-        if self._evict_device_last_node is not None:
-            self.offer(self._evict_device_last_node.parent)
-
-
-class NextUse(EvictionStrategy):
-    """Which leaf is evicted first? What nobody will use, then what is wanted latest for the work that it saves.
-
-    Smallest first: leaves of no live program by recency; programs' by falling (time to the next use / cost of a token's
-    refill); prefixes that several programs have used by recency.
-    """
-
-    def __init__(self, engine: Any) -> None:
-        self._residency, self._table = engine.residency, engine.table
-
-    def get_priority(self, node: Any) -> tuple[int, float, float]:
-        """The key of a leaf (smallest first)."""
-        owners = self._residency.ending.get(node.id)
-        if owners:
-            now, costs = self._table.now, self._table.costs
-            back = min(program.back for program in owners.values())
-            refill = costs.copy if node.backuped else costs.prefill
-            return (1, -max(0.0, back - now) / refill, node.last_access_time)
-        return (2 if node.id in self._residency.shared else 0, 0.0, node.last_access_time)
 
 
 class AstraeaRadixCache(UnifiedRadixCache):
@@ -183,6 +90,10 @@ class AstraeaRadixCache(UnifiedRadixCache):
             above = (each.id for each in self.tree_core.up(end.parent))
             self.engine.residency.finished(program, end.id, above)
             self.wanted(program)
+
+    def remains(self, program: Program) -> int:
+        """How many tokens of a program's latest path are there?"""
+        return self.tree_core.depth(self.tree_core.alive(program.tails[-1])) if program.tails else 0
 
     def _lost(self, node: int, parent: int | None, depth: int) -> None:
         try:
@@ -278,6 +189,8 @@ class AstraeaRadixCache(UnifiedRadixCache):
         core, freed = self.tree_core, 0
         for each in self._own(program, node, kept):
             tokens, tracker = len(each.key), dict.fromkeys(self.tree_components, 0)
+            if each.children:  # of others, if only on the host
+                return freed
             if each in core.evictable_device_leaves:
                 if self.cache_controller is not None and self.is_write_back and not each.backuped:
                     self._drop_subtree_no_host(each.id, tracker)
@@ -301,6 +214,8 @@ class AstraeaRadixCache(UnifiedRadixCache):
         unbacked = [each.id for each in core.up(core.alive(node)) if not each.backuped and not each.evicted]
         if not self.copies:
             return 0
+        if node in self.leaving:
+            return sum(len(each.key) for each in map(core.alive, self.leaving[node]) if each is not None)
         if unbacked:
             began = time.perf_counter()
             if not self._execute_and_commit_kv_backup(BackupKV(node_ids=unbacked[::-1])):
@@ -309,11 +224,12 @@ class AstraeaRadixCache(UnifiedRadixCache):
             acks = self.cache_controller.ack_write_queue
             if acks and not acks[-1].timing_enabled:  # no streams, as on a CPU: the copy is made
                 self.copied(sum(len(core.alive(each).key) for each in unbacked), time.perf_counter() - began)
-        moved = [each for each in self._own(program, node, kept) if not each.evicted]
+        others = {each for path in self.leaving.values() for each in path}
+        moved = [each for each in self._own(program, node, kept) if not each.evicted and each.id not in others]
         self.leaving[node] = [each.id for each in moved]
-        tokens = sum(len(each.key) for each in moved)
-        self._settle()
-        return tokens
+        self._leave(node)
+        under_way = self.leaving.get(node, ())
+        return sum(len(each.key) for each in moved if each.evicted or each.id in under_way)
 
     def check_hicache_events(self) -> None:
         """Once a pass, copies that are made are noticed."""
@@ -326,19 +242,21 @@ class AstraeaRadixCache(UnifiedRadixCache):
             del self.unfreed[node]
             if not program.live and self.tree_core.alive(node) is not None:
                 self.free(program, node, kept)
-        for node, moved in list(self.leaving.items()):
-            while moved:
-                each = self.tree_core.alive(moved[0])
-                if each is not None and not each.evicted:
-                    if each.write_through_pending_id is not None:
-                        break  # under way
-                    if each not in self.tree_core.evictable_device_leaves or not each.backuped:
-                        moved.clear()  # in use again
-                        break
-                    self._evict_device_leaf(each.id, dict.fromkeys(self.tree_components, 0))
-                moved.pop(0)
-            if not moved:
-                del self.leaving[node]
+        for node in list(self.leaving):
+            self._leave(node)
+
+    def _leave(self, node: int) -> None:
+        moved = self.leaving[node]
+        while moved:
+            each = self.tree_core.alive(moved[0])
+            if each is not None and not each.evicted:
+                if each.write_through_pending_id is not None:
+                    return  # under way
+                if each not in self.tree_core.evictable_device_leaves or not each.backuped:
+                    break  # in use again
+                self._evict_device_leaf(each.id, dict.fromkeys(self.tree_components, 0))
+            moved.pop(0)
+        del self.leaving[node]
 
     def load(self, node: int) -> int:
         """Begin to move the path back to the device: tokens to be moved."""

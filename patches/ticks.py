@@ -5,11 +5,11 @@ from itertools import islice
 from typing import Any
 
 from astraea_sglang.costs import Costs
-from astraea_sglang.keeper import Memory
+from astraea_sglang.patches.eviction import RERANK
 from astraea_sglang.patches.lifecycle import Engine
 from astraea_sglang.patches.memory import Memory as HistoryFile
 from astraea_sglang.patches.messages import AstraeaTick
-from astraea_sglang.patches.radix import RERANK
+from astraea_sglang.tree import Memory
 
 INTERVAL = 0.05  # seconds
 

@@ -51,22 +51,21 @@ class AstraeaSchedulePolicy(SchedulePolicy):
         plan = self.engine.table.plan(residents, Pool(pool_tokens(self.tree_cache), self.max_running))
         self.engine.blocked = plan.blocked
         last = len(plan.order)
-        if self.engine.keeper is not None and self.engine.keeper.leases.tokens:
-            self._make_room(next((req for req in waiting_queue if req.rid not in plan.blocked), None))
         position = {rid: i + last * (rid in plan.blocked) for i, rid in enumerate(plan.order)}
         waiting_queue.sort(key=lambda req: position[req.rid])
+        if self.engine.keeper is not None and self.engine.keeper.leases.tokens:
+            self._make_room(waiting_queue[0])
 
     def _make_room(self, head: Any) -> None:
         """Locks yield where the next segment could not run beside them even alone."""
-        if head is not None:
-            most = min(head.sampling_params.max_new_tokens or 0, CLIP_MAX_NEW_TOKENS)
-            pool = self.tree_cache.token_to_kv_pool_allocator.size
-            leases = self.engine.keeper.leases
-            own = leases.held.get(head.astraea.program.key)
-            others = leases.tokens - (own.tokens if own else 0)
-            short = head.astraea.length + most + self.tree_cache.page_size + others - pool
-            if short > 0:
-                self.engine.keeper.give_way(short)
+        most = min(head.sampling_params.max_new_tokens or 0, CLIP_MAX_NEW_TOKENS)
+        pool = self.tree_cache.token_to_kv_pool_allocator.size
+        leases = self.engine.keeper.leases
+        own = leases.held.get(head.astraea.program.key)
+        others = leases.tokens - (own.tokens if own else 0)
+        short = head.astraea.length + most + self.tree_cache.page_size + others - pool
+        if short > 0:
+            self.engine.keeper.give_way(short)
 
     def _due_a_match(self, waiting_queue: list[Any]) -> list[Any]:
         """Whose prefix is looked up in this pass? A tree walk each, so no more than lpm's before SGLang gives it up.

@@ -3,9 +3,10 @@
 import pytest
 
 from astraea_sglang.actions import KvAction
-from astraea_sglang.keeper import Keeper, Memory
+from astraea_sglang.keeper import Keeper
 from astraea_sglang.obey import carry_out, obey
 from astraea_sglang.program import Program
+from astraea_sglang.tree import Memory
 from tests.builders import arrive, run, table
 
 POOL = 10_000
