@@ -1,8 +1,10 @@
 PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
+comma := ,
+space := $() $()
 
-.PHONY: help setup demo bench bench-levers bench-core test test-fast lint clean
+.PHONY: help setup demo bench bench-levers bench-retention bench-core test test-fast lint clean
 
 help:  ## show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -28,6 +30,10 @@ bench: $(READY)  ## policies at 1.3 x the knee on SGLang's scheduler in virtual 
 
 bench-levers: $(READY)  ## gate and order alone and together, prediction off to oracle, three seeds (40 minutes on 2 cores)
 	for w in infercept mixed coding; do $(BIN)/astraea bench --workload $$w --seeds 1,2,3 --policies $(LEVERS) --out report/$$w || exit; done
+
+RETENTIONS := $(foreach r,lru$(comma)end=keep lru adaptive infercept paper ttl preserve discard,astraea:retention=$(r))
+bench-retention: $(READY)  ## ways to treat a paused program's KV, behind the same gate (40 minutes on 2 cores)
+	for w in infercept mixed coding; do $(BIN)/astraea bench --workload $$w --policies fcfs$(subst $(space),,$(addprefix $(comma),$(RETENTIONS))) --out report/retention-$$w || exit; done
 
 bench-core: $(READY)  ## what the policy itself costs, in time and memory, beside SGLang's lpm (2 minutes)
 	$(BIN)/astraea bench-core --out report/core

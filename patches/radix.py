@@ -67,6 +67,7 @@ class AstraeaRadixCache(UnifiedRadixCache):
             ComponentType.FULL: RankedFull,
         }
         self.leaving: dict[int, list[int]] = {}  # nodes on their way to the host, from the end; by the path's end
+        self.loading = False  # a path is being loaded that no lock yields to
         self.unfreed: dict[int, tuple[Program, int]] = {}  # nodes to be freed once they have been copied
         super().__init__(params)
 
@@ -113,10 +114,13 @@ class AstraeaRadixCache(UnifiedRadixCache):
 
     def evict_for_alloc(self, params: EvictParams, **kwargs: Any) -> EvictResult:
         """As SGLang's; where that is not enough, locks of paused programs yield before anything is retracted."""
+        wanted = self.token_to_kv_pool_allocator.available_size() + params.num_tokens
         result = super().evict_for_alloc(params, **kwargs)
-        short = params.num_tokens - result.num_tokens_evicted
         keeper = self.engine.keeper if self.engine is not None else None
-        if short > 0 and keeper is not None and keeper.give_way(short):
+        while keeper is not None and keeper.leases.held and not self.loading:
+            short = wanted - self.token_to_kv_pool_allocator.available_size()
+            if short <= 0 or not keeper.give_way(short):
+                break
             more = super().evict_for_alloc(EvictParams(num_tokens=short), **kwargs)
             result.num_tokens_evicted += more.num_tokens_evicted
         return result
@@ -265,7 +269,14 @@ class AstraeaRadixCache(UnifiedRadixCache):
         away = [each for each in core.up(core.alive(node)) if each.evicted]
         tokens = sum(len(each.key) for each in away)
         room = self.token_to_kv_pool_allocator.available_size() + self.evictable_size()
-        if not tokens or tokens > room or not self.has_free_load_back_slot() or not self.load_back(node):
+        if not tokens or tokens > room or not self.has_free_load_back_slot():
+            return 0
+        self.loading = True
+        try:
+            loaded = self.load_back(node)
+        finally:
+            self.loading = False
+        if not loaded:
             return 0
         self.ready_to_load_host_cache()
         return tokens

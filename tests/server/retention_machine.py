@@ -297,8 +297,8 @@ class Storm:
         assert self.keeper.decisions.totals["yielded_leases"] == yielded
         moves = KINDS[kind] == "kv.demote" and outcome["status"] != "rejected" and not program.live
         if moves and len(program.tails) == 1:
-            left = self._leaving(program) - self.tree.evictable_size() - self.tree.protected_size()
-            assert outcome.get("tokens", 0) == before + left, (outcome, before + left)
+            left = before - self.tree.evictable_size() - self.tree.protected_size()
+            assert outcome.get("tokens", 0) >= left, f"{left} tokens left the device, the client is told {outcome}"
         self.counts[f"{KINDS[kind]}: {outcome['status']}"] += 1
         return True
 
