@@ -21,7 +21,7 @@ pytestmark = pytest.mark.server  # no server, but SGLang's scheduler in processe
 
 H200 = "h200-llama3.1-8b"
 ALONE = Spec("mixed", 0.0005, "fcfs", 2185, 6, H200, False)  # half an hour between programs, two of them coding
-CROWDED = Spec("infercept", 4.0, "astraea", 1, 40, H200, False)
+CROWDED = Spec("infercept", 4.0, "astraea", 1, 100, H200, False)
 
 
 def results(folder: Path, *specs: Spec) -> list[dict[str, Any]]:
@@ -63,7 +63,7 @@ def test_a_crowd_waits_and_loses_its_kv(replayed):
 
 def test_our_table_saw_every_program_end_and_counted_no_fault(replayed):
     _, crowded = replayed
-    assert crowded["table"] == {"final_programs": 40}
+    assert crowded["table"] == {"final_programs": 100}
 
 
 def test_the_same_seed_in_another_process_goes_the_same_way_to_the_last_bit(replayed, tmp_path):
