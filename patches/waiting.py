@@ -53,7 +53,8 @@ class AstraeaSchedulePolicy(SchedulePolicy):
         last = len(plan.order)
         position = {rid: i + last * (rid in plan.blocked) for i, rid in enumerate(plan.order)}
         waiting_queue.sort(key=lambda req: position[req.rid])
-        if self.engine.keeper is not None and self.engine.keeper.leases.tokens:
+        keeper = self.engine.keeper
+        if waiting_queue and keeper is not None and keeper.leases.tokens:  # a chunk may go on with nobody waiting
             self._make_room(waiting_queue[0])
 
     def _make_room(self, head: Any) -> None:

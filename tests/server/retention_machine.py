@@ -256,7 +256,7 @@ class Storm:
 
     @operation(0.3, who=20)
     def too_large(self, who: int) -> bool:
-        """A prompt that the pool cannot hold: SGLang refuses it, and runs a stub in its place."""
+        """A prompt that the pool cannot hold: SGLang refuses it, and runs another in its place."""
         client = self._client(who)
         if client is None:
             return False
