@@ -135,12 +135,26 @@ class Keeper:
             if lease is not None and lease.until <= now:
                 self.decisions.totals["expired_leases"] += 1
                 self._unpin(self.holdings[key])
+        self._prune()
         for _ in range(REVIEWS):
             if not self._reviews or self._reviews[0][0] > now:
                 break
             at, _, holding = heapq.heappop(self._reviews)
             if at == holding.review and not holding.returned and self.holdings.get(holding.program.key) is holding:
                 self._look(holding)
+
+    def _prune(self) -> None:
+        """Most entries of the two queues are of pauses that are over: keep what can still come due."""
+        most = 32 + 4 * len(self.holdings)
+        if len(self._reviews) > most:
+            self._reviews = [
+                e for e in self._reviews if self.holdings.get(e[2].program.key) is e[2] and e[0] == e[2].review
+            ]
+            heapq.heapify(self._reviews)
+        if len(self._expiries) > most:
+            held = self.leases.held
+            self._expiries = [e for e in self._expiries if e[2] in held and held[e[2]].until == e[0]]
+            heapq.heapify(self._expiries)
 
     def _weigh(self) -> None:
         """Is KV memory above the watermark? If that has changed, every decision is due again."""
