@@ -165,10 +165,13 @@ class Keeper:
             for holding in islice(self.holdings.values(), COUNTED):
                 self._review(holding, self.now)
 
-    def give_way(self, tokens: int) -> int:
-        """Locks yield, the latest return first, until `tokens` more can be evicted: tokens unlocked, maybe too few."""
+    def give_way(self, tokens: int, spared: str = "") -> int:
+        """Locks yield, the latest return first, until `tokens` more can be evicted: tokens unlocked, maybe too few.
+
+        That of the program `spared`, which the room is for, does not.
+        """
         given = 0
-        held = [self.holdings[key] for key in self.leases.held]
+        held = [self.holdings[key] for key in self.leases.held if key != spared]
         for holding in sorted(held, key=lambda h: (h.returned, -h.program.back, h.program.key)):
             if given >= tokens:
                 break

@@ -66,7 +66,7 @@ class AstraeaSchedulePolicy(SchedulePolicy):
         others = leases.tokens - (own.tokens if own else 0)
         short = head.astraea.length + most + self.tree_cache.page_size + others - pool
         if short > 0:
-            self.engine.keeper.give_way(short)
+            self.engine.keeper.give_way(short, head.astraea.program.key)
 
     def _due_a_match(self, waiting_queue: list[Any]) -> list[Any]:
         """Whose prefix is looked up in this pass? A tree walk each, so no more than lpm's before SGLang gives it up.

@@ -284,3 +284,10 @@ def test_what_is_dereferenced_is_unlocked_and_wanted_by_nobody():
     assert not program.pinned
     after(k, 5.0, EASY)
     assert program.back == float("inf")
+
+
+def test_room_for_a_program_is_not_made_of_its_own_lock():
+    k = keeper(retention="preserve", preserve=1.0)
+    own, other = pause(k, "a", expected_tool_s=100.0), pause(k, "b", expected_tool_s=1.0)
+    assert k.give_way(500, own.key) == 1000
+    assert own.pinned and not other.pinned
