@@ -105,6 +105,7 @@ class Keeper:
         holding = self.holdings.pop(program.key, None)
         if holding is not None:
             self._unpin(holding)
+            self._prune()
 
     def cleared(self) -> None:
         """The tree was emptied, and with it every lock."""
@@ -135,7 +136,6 @@ class Keeper:
             if lease is not None and lease.until <= now:
                 self.decisions.totals["expired_leases"] += 1
                 self._unpin(self.holdings[key])
-        self._prune()
         for _ in range(REVIEWS):
             if not self._reviews or self._reviews[0][0] > now:
                 break
@@ -231,6 +231,7 @@ class Keeper:
         holding.review = at
         self._turn += 1
         heapq.heappush(self._reviews, (at, self._turn, holding))
+        self._prune()
 
     def _pause(self, holding: Holding, elapsed: float) -> Pause:
         program, table, memory = holding.program, self._table, self.memory
