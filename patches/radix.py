@@ -68,6 +68,7 @@ class AstraeaRadixCache(UnifiedRadixCache):
         }
         self.leaving: dict[int, list[int]] = {}  # nodes on their way to the host, from the end; by the path's end
         self.loading = False  # a path is being loaded that no lock yields to
+        self.loaded = -1  # the last load that no batch has waited for, by its index in SGLang's counter
         self.unfreed: dict[int, tuple[Program, int]] = {}  # nodes to be freed once they have been copied
         super().__init__(params)
 
@@ -278,8 +279,14 @@ class AstraeaRadixCache(UnifiedRadixCache):
             self.loading = False
         if not loaded:
             return 0
-        self.ready_to_load_host_cache()
+        self.loaded = super().ready_to_load_host_cache()
         return tokens
+
+    def ready_to_load_host_cache(self) -> int:
+        """Which load does the next prefill batch wait for? Its own, or one begun ahead of it: copies end in order."""
+        ahead, self.loaded = self.loaded, -1
+        own = super().ready_to_load_host_cache()
+        return ahead if own < 0 else own
 
 
 def build(ctx: Any) -> Any:
