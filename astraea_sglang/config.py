@@ -9,7 +9,7 @@ from astraea_sglang.errors import ConfigError
 from astraea_sglang.order import ORDERS
 from astraea_sglang.retain import RETENTIONS
 
-ADMISSIONS = ("none", "working-set")
+ADMISSIONS = ("capacity", "none", "working-set")
 PREDICTIONS = ("both", "declared", "learned", "off")
 ENDS = ("free", "keep")
 QUEUE_STEP = 128  # tokens; the paper's thresholds are unknown, a public re-implementation uses 128, 256, 384, 512, 640

@@ -18,6 +18,7 @@ SOONEST, LATEST = 0.05, 30.0  # seconds after which a holding is looked at again
 LATER = 1.1  # so much later than thought must a return be for the tree to be told
 COUNTED, COUNT_EVERY = 4096, 0.5  # holdings whose KV is added up, at most; and how often, seconds
 MARGIN = 0.1  # seconds before its predicted return at which a swapped path is on its way back
+LIVING, BLINK = ("ttl", "progress-ttl"), 1e-3  # retentions that let go at a time; seconds until that time, at least
 WAITS = 0.1  # weight of the last segment's wait in their running mean
 
 
@@ -199,6 +200,8 @@ class Keeper:
         review = now + min(max(SOONEST, left / 2), LATEST)
         if self.rule is not None:
             verdict = self.rule(pause)
+            if self._config.retention in LIVING and verdict.choice is Choice.PRESERVE:
+                review = min(review, now + max(verdict.predicted, BLINK))
             if verdict.choice is not holding.choice:
                 self._account(holding)
                 decision = Decision(
@@ -244,11 +247,16 @@ class Keeper:
             elapsed=elapsed,
             remaining=table.predictor.tool_remaining(program, elapsed),
             mean=table.predictor.tool_mean(program),
-            ttl=table.predictor.tool_ttl(program, benefit) if self._config.retention == "ttl" else 0.0,
+            ttl=self._ttl(holding, benefit),
             recompute=recompute,
             copy=costs.copy * own if self._tree.copies else NEVER,
             pressure=self.pressure,
         )
+
+    def _ttl(self, holding: Holding, benefit: float) -> float:
+        if self._config.retention == "progress-ttl":
+            return max(0.0, holding.program.tenure.until - holding.paused)
+        return self._table.predictor.tool_ttl(holding.program, benefit) if self._config.retention == "ttl" else 0.0
 
     def _carry_out(self, holding: Holding) -> int:
         """Make the choice true in the tree: tokens that were locked, moved or freed at once."""
@@ -260,7 +268,7 @@ class Keeper:
         if holding.choice is Choice.SWAP:
             return self.swap(holding.program)
         done = 0
-        if self.firm and self._config.retention != "ttl":
+        if self.firm and self._config.retention not in LIVING:
             done = sum(self._tree.free(holding.program, node, holding.program.shared) for node in holding.tails())
         self.decisions.totals["discarded_tokens"] += done
         return done

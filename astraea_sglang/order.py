@@ -6,12 +6,39 @@ every program that is not, first come first served, so that only segments that c
 `fcfs` no others do anyway). `srpt` alone gives no such promise: there a long program waits while shorter ones come.
 """
 
+import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 BETA = 1.0  # worth of a resident token, in refills of it
 GAMMA = 0.5  # how much a program's wait lifts it: 0 is srpt, large values are the paper's HRRN
 LEAST = 0.05  # of the remaining work: what residency cannot take off
+BUFFER = 100  # tokens that a program is taken to add at once, under Progress-TTL
+
+
+@dataclass(slots=True)
+class Tenure:
+    """A program's place in the engine, under Progress-TTL (progress.py). Times in seconds, lengths in tokens."""
+
+    held: bool = False  # it is let in
+    rounds: int = 0  # segments since it was let in that found its context
+    streak: int = 0  # the same, since its time to live last ran out
+    tokens: int = 0  # of private KV, and what it is taken to add
+    context: int = 0  # of its last prompt
+    ended: float = -math.inf  # when its last segment was over
+    until: float = math.inf  # while a tool runs, when it loses its place
+    deadline: float = math.inf  # kept out, when it is let in whatever there is room for
+    forced: bool = False  # that time has come
+    yielded: bool = False  # it has been in for the longest tenure, and others waited
+
+    def enter(self) -> None:
+        """Its program is let in, if it is not in already."""
+        if not self.held:
+            self.held, self.rounds, self.deadline, self.forced, self.yielded = True, 0, math.inf, False, False
+
+    def grow(self, private: int) -> None:
+        """Its program has at least `private` tokens of KV that others do not share."""
+        self.tokens = max(self.tokens, private + BUFFER)
 
 
 @dataclass(slots=True)
@@ -39,6 +66,7 @@ class Waiting:
     retracted: bool = False
     started: bool = True  # a segment of its program has run before
     late: float = 0.0  # W as a share of what a program may wait: from 1 on it is overdue
+    tenure: Tenure | None = None  # its program's place, under Progress-TTL
 
     @property
     def work(self) -> float:
@@ -103,6 +131,16 @@ def by_continuum(segment: Waiting) -> Key:
     return (not segment.retracted, segment.born, segment.arrived, segment.rid)
 
 
+def by_progress(segment: Waiting) -> Key:
+    """Progress-TTL: who is in, who is forced in, who has run before (latest first), who is new (progress.py)."""
+    place = segment.tenure or Tenure()
+    if place.held or place.forced:
+        return (not place.held, segment.arrived, segment.rid)
+    if place.ended > -math.inf:
+        return (2 + place.yielded, -place.ended, segment.rid)
+    return (4, segment.arrived, segment.rid)
+
+
 ORDERS: dict[str, Order] = {
     "continuum": by_continuum,
     "fcfs": by_arrival,
@@ -110,6 +148,7 @@ ORDERS: dict[str, Order] = {
     "mlfq": by_queue_then_response_ratio,
     "plas": by_attained_service,
     "program-fcfs": by_program_arrival,
+    "progress": by_progress,
     "srpt": by_remaining_work,
 }
 WITHOUT_PATIENCE = ("fcfs", "srpt")

@@ -1,13 +1,13 @@
 """What may happen to the waiting queue now? From programs to what orders and the gate see of them, and back to rids."""
 
-from collections.abc import Iterable, Iterator, Sequence, Set
-from itertools import islice
+from collections.abc import Collection, Iterable, Iterator, Sequence, Set
+from itertools import islice, takewhile
 from typing import NamedTuple
 
-from astraea_sglang import admit, mlfq
+from astraea_sglang import admit, mlfq, progress
 from astraea_sglang.config import Config
 from astraea_sglang.costs import Costs
-from astraea_sglang.order import Waiting, rank
+from astraea_sglang.order import Tenure, Waiting, rank
 from astraea_sglang.predict import Predictor
 from astraea_sglang.program import Program, Segment
 
@@ -39,13 +39,15 @@ class Planner:
         self._costs = Costs()
         self._pool = Pool(0)
         self._prices = 0  # grows with each change of costs or pool that views must follow
+        chosen = config.order, config.admission, config.retention
+        self.progress = progress.Progress() if {"progress", "capacity", "progress-ttl"} & {*chosen} else None
 
     def plan(
         self,
         now: float,
         costs: Costs,
         waiting: Sequence[tuple[Segment, int]],
-        running: Iterable[Segment],
+        running: Collection[Segment],
         paused: Iterable[Program],
         pool: Pool,
     ) -> Plan:
@@ -54,7 +56,7 @@ class Planner:
         `paused` programs come as their last segments ended, latest first.
         """
         self._reprice(costs, pool)
-        prices, gated, patience = self._prices, self._config.admission != "none", self._config.patience
+        prices, gated, patience = self._prices, self._config.admission == "working-set", self._config.patience
         views: list[Waiting] = []
         used = admit.WorkingSet()
         for segment, resident in waiting:
@@ -79,8 +81,14 @@ class Planner:
                 view.attained = segment.program.attained
         elif self._config.order == "mlfq":
             self._age(views, waiting)
+        if self.progress is not None:
+            self._take_places(now, waiting, running)
         ranked = rank(self._config.order, views)
         order = [view.rid for view in ranked]
+        if self.progress is not None and self._config.admission == "capacity":
+            held = self._held(now, waiting, running, paused)
+            batch, room = [segment.length for segment in running], self._config.theta * pool.tokens
+            return Plan(order, self.progress.kept_out(now, ranked, held, room, batch, self._costs))
         if not gated:
             return Plan(order, frozenset())
         idle = True
@@ -115,6 +123,25 @@ class Planner:
             if program.due or program.pinned:
                 yield program
 
+    def _take_places(self, now: float, waiting: Sequence[tuple[Segment, int]], running: Iterable[Segment]) -> None:
+        for segment, _ in waiting:
+            place = segment.program.tenure
+            place.forced = now >= place.deadline
+            place.grow(segment.length - segment.program.shared)
+        for segment in running:
+            place = segment.program.tenure
+            place.enter()
+            place.grow(segment.length - segment.program.shared)
+
+    def _held(
+        self, now: float, waiting: Sequence[tuple[Segment, int]], running: Iterable[Segment], paused: Iterable[Program]
+    ) -> list[Tenure]:
+        """Which programs are in? Those that run, those that wait and were let in, and paused ones until their time."""
+        recent = takewhile(lambda program: now - (program.idle_since or 0.0) <= progress.LONGEST, paused)
+        live = {segment.program.key: segment.program for segment in (*(each for each, _ in waiting), *running)}
+        idle = (program for program in recent if now <= program.tenure.until)
+        return [program.tenure for program in (*live.values(), *idle) if program.tenure.held]
+
     def _view(self, segment: Segment) -> Waiting:
         """What an order and the gate see of a segment, at the prices of now; what changes comes with each plan."""
         program, costs, later = segment.program, self._costs, segment.later
@@ -137,6 +164,7 @@ class Planner:
             reserve=output,
             level=program.level,
             retracted=segment.retracted,
+            tenure=program.tenure,
         )
         segment.priced = self._prices
         return view

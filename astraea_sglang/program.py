@@ -6,7 +6,7 @@ from enum import StrEnum
 from astraea_sglang.actions import KvAction
 from astraea_sglang.hints import Hints
 from astraea_sglang.history import END, Rest
-from astraea_sglang.order import Waiting
+from astraea_sglang.order import Tenure, Waiting
 
 
 class State(StrEnum):
@@ -109,6 +109,7 @@ class Program:
     asked: KvAction | None = None  # what its client wants done with its KV in the next pause
     kept_until: float = 0.0  # seconds: until then it counts as wanted at once, because its client said so
     level: int = 0  # queue of the Stateful-MLFQ
+    tenure: Tenure = field(default_factory=Tenure)  # its place, under Progress-TTL
     next_tool: str | None = None
     expected_tool_s: float | None = None
     closing: str | None = None  # why it is done once no segment lives: "final" segment arrived, or "ended" from outside

@@ -45,7 +45,7 @@ class Pause:
     elapsed: float  # since the tool began
     remaining: float | None  # that the tool still takes, the median given what has elapsed; None if nothing is known
     mean: float | None  # that its tool takes on average, whatever has elapsed
-    ttl: float  # as Continuum would set it
+    ttl: float  # as Continuum, or Progress-TTL, would set it
     recompute: float  # to prefill `own` tokens again
     copy: float  # to move them between device and host, one way; infinite without a host pool
     pressure: bool  # KV memory is above the high watermark
@@ -88,7 +88,7 @@ def infercept(pause: Pause) -> Verdict:
 
 
 def ttl(pause: Pause) -> Verdict:
-    """Continuum (arXiv 2511.02230): preserve for a time to live that history says pays, then let go."""
+    """Continuum (arXiv 2511.02230), Progress-TTL: preserve for a time to live that history says pays, then let go."""
     left = pause.ttl - pause.elapsed
     terms = wastes(pause, max(left, 0.0))
     return Verdict(Choice.PRESERVE if left > 0 else Choice.DISCARD, max(left, 0.0), terms)
@@ -121,6 +121,7 @@ RETENTIONS: dict[str, Retention] = {
     "lru": Retention(None),
     "paper": Retention(paper),
     "preserve": Retention(_always(Choice.PRESERVE)),
+    "progress-ttl": Retention(ttl),
     "swap": Retention(_always(Choice.SWAP)),
     "ttl": Retention(ttl),
 }

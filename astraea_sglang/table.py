@@ -47,6 +47,7 @@ class ProgramTable:
         self._running: dict[str, Segment] = {}
         self.structures = Structures()
         self._planner = Planner(config, self.predictor)
+        self._progress = self._planner.progress
 
     def advance(self, now: float, costs: Costs | None = None) -> None:
         """The time is `now` (it never goes back), tokens cost `costs`; programs idle beyond `reap_after` are reaped."""
@@ -66,6 +67,8 @@ class ProgramTable:
         program = self.programs.get(hints.program_id or "") or self._open(rid, hints, prompt_tokens)
         if self._idle.pop(program.key, None) and program.idle_since is not None:
             self.predictor.returned(program, self.now - program.idle_since)
+            if self._progress is not None:
+                self._progress.returned(program.tenure, self.now, self.now - program.idle_since)
         before = program.node
         structure = self._structure(program, hints)
         declared = self._declared(program, hints.node, structure)
@@ -130,6 +133,8 @@ class ProgramTable:
             self.predictor.finished(segment)
             yielded = not (program.closing and not program.live)
             program.level = mlfq.after_segment(program.level, segment.generated, yielded, self.config.thresholds)
+            if self._progress is not None:
+                self._progress.finished(self.now, segment)
         self._account_wait(program)
         if not program.live:
             self._settle(program)
@@ -206,6 +211,9 @@ class ProgramTable:
         else:
             program.idle_since = self.now
             program.due_seen = float("-inf")
+            if self._progress is not None:
+                private = max(0, program.context - program.shared)
+                self._progress.paused(program.tenure, self.now, private, self.costs)
             self._idle[program.key] = program
 
     def _remove(self, program: Program, why: str) -> None:

@@ -63,9 +63,9 @@ def test_flags_and_variables_are_named_after_the_field():
 @pytest.mark.parametrize(
     ("name", "text", "words"),
     [
-        ("order", "fifo", "choose one of continuum, fcfs, hrrn, mlfq, plas, program-fcfs, srpt"),
+        ("order", "fifo", "choose one of continuum, fcfs, hrrn, mlfq, plas, program-fcfs, progress, srpt"),
         ("prediction", "magic", "choose one of both, declared, learned, off"),
-        ("admission", "all", "choose one of none, working-set"),
+        ("admission", "all", "choose one of capacity, none, working-set"),
         ("theta", "1.5", "give a share above 0"),
         ("queues", "0", "give 1 or more"),
         ("queues", "three", "give a whole number"),
