@@ -4,7 +4,7 @@ READY := .venv/.ready
 comma := ,
 space := $() $()
 
-.PHONY: help setup demo bench bench-levers bench-retention bench-core test test-fast lint clean
+.PHONY: help setup demo bench bench-full bench-levers bench-retention bench-core test test-fast lint clean
 
 help:  ## show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -22,12 +22,25 @@ $(READY): pyproject.toml
 demo: $(READY)  ## a fleet of tool-using agents under SGLang's default policy and under astraea
 	$(BIN)/astraea demo --out demo
 
-POLICIES := fcfs,lpm,hrrn,astraea:order=mlfq,admission=none,astraea
-LEVERS := $(POLICIES),astraea:admission=none,astraea:fcfs,astraea:prediction=off,astraea:prediction=declared,hints=declared,astraea:hints=declared,astraea:prediction=declared,hints=oracle
+BENCH := $(BIN)/astraea bench --workload infercept,mixed,coding
+HEADLINE := fcfs,lpm,hrrn,mlfq,continuum,progress-ttl,astraea
+OTHERS := hrrn-corrected,dfs-weight,plas,infercept,fcfs:session-radix=on,oracle,unloaded
 
-bench: $(READY)  ## policies at 1.3 x the knee on SGLang's scheduler in virtual time, no GPU (15 minutes on 2 cores)
-	for w in infercept mixed coding; do $(BIN)/astraea bench --workload $$w --policies $(POLICIES) --out report/$$w || exit; done
+bench: $(READY)  ## seven policies at 0.8 and 1.3 x the knee, on SGLang's scheduler in virtual time, no GPU (50 minutes on 2 cores)
+	$(BENCH) --load 0.8,1.3 --policies $(HEADLINE) --out report
 
+FULL := $(BENCH) --seeds 1,2,3 --out report/full
+bench-full: $(READY)  ## the whole grid: loads, seeds, every baseline, host pools, mixed chunks, bursts, full size (a day; goes on where it stopped)
+	$(FULL) --load 1.3,1.6 --policies $(HEADLINE),$(OTHERS)
+	$(FULL) --load 0.5,0.8,1.0,1.45,1.8 --policies $(HEADLINE)
+	$(FULL) --load 1.3,1.6 --mixed-chunk --policies $(HEADLINE),$(OTHERS)
+	$(FULL) --load 1.6,2.2 --policies fcfs:host=4,lpm:host=4,astraea:host=4
+	$(FULL) --load 0.8 --arrivals gamma:3 --policies $(HEADLINE)
+	$(FULL) --arrivals closed:48 --policies $(HEADLINE)
+	$(BIN)/astraea bench --workload forks,bfcl --load 0.8,1.3 --seeds 1,2,3 --policies $(HEADLINE) --out report/full
+	$(BIN)/astraea bench --workload coding-full,mixed-full --load 1.3 --policies fcfs,lpm,hrrn,astraea --out report/full
+
+LEVERS := fcfs,lpm,hrrn,mlfq,astraea,astraea:admission=none,astraea:fcfs,astraea:prediction=off,astraea:prediction=declared,hints=declared,astraea:hints=declared,oracle
 bench-levers: $(READY)  ## gate and order alone and together, prediction off to oracle, three seeds (40 minutes on 2 cores)
 	for w in infercept mixed coding; do $(BIN)/astraea bench --workload $$w --seeds 1,2,3 --policies $(LEVERS) --out report/$$w || exit; done
 

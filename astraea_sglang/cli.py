@@ -110,46 +110,115 @@ def demo(
     raise typer.Exit(run(out, programs=programs, seed=seed, policy_list=policies))
 
 
-@app.command()
-def bench(
-    out: Annotated[Path, typer.Option(help="Where results go; runs it holds already are not repeated.")] = Path(
-        "report"
-    ),
-    workload: Annotated[str, typer.Option(help="infercept, coding or mixed.")] = "infercept",
-    load: Annotated[
-        float, typer.Option(help="Arrivals, in multiples of the rate at which fcfs begins to thrash.")
-    ] = 1.3,
-    policies: Annotated[
-        str,
-        typer.Option(
-            help="Comma-separated: fcfs, lpm, ..., astraea, astraea:ORDER, astraea:KEY=VALUE,...; KEY is a setting of "
-            "serve, or hints: what programs tell of themselves (none, class, declared, oracle)."
-        ),
-    ] = "fcfs,lpm,hrrn,astraea",
-    seeds: Annotated[str, typer.Option(help="Comma-separated: of programs and arrivals.")] = "1",
-    device: Annotated[str, typer.Option(help="Whose forward passes are emulated.")] = "h200-llama3.1-8b",
-    programs: Annotated[
-        int | None, typer.Option(min=1, max=100_000, help="How many arrive; the workload's own number if not given.")
-    ] = None,
-    mixed_chunk: Annotated[bool, typer.Option("--mixed-chunk", help="SGLang's --enable-mixed-chunk, for all.")] = False,
-    jobs: Annotated[int | None, typer.Option(min=1, help="Runs side by side; one per core if not given.")] = None,
-) -> None:
-    """Compare policies on SGLang's real scheduler in virtual time: an emulated device, no GPU, minutes for hours."""
-    from astraea_sglang.bench.command import run
+lab = typer.Typer(help="Compare policies.", no_args_is_help=False)
+app.add_typer(lab, name="bench")
 
-    raise typer.Exit(
-        run(
-            out,
-            workload=workload,
-            load=load,
-            policy_list=policies,
-            seed_list=seeds,
-            device_name=device,
-            programs=programs,
-            mixed_chunk=mixed_chunk,
-            jobs=jobs,
-        )
-    )
+BENCH_HELP = """Compare policies on SGLang's real scheduler in virtual time: no GPU, minutes for hours.
+
+  astraea bench --workload coding --load 0.8,1.3 --policies fcfs,lpm,astraea --seeds 1,2,3 --out report
+  astraea bench --workload trace:fleet.csv --policies fcfs,astraea          (your own programs: astraea bench record)
+  astraea bench --workload infercept --load 0.2 --url http://127.0.0.1:30000 (a live server, in real time)
+
+Workloads: infercept, coding, mixed, forks (sub-agents), bfcl (real tasks), small (to try), coding-full, mixed-full,
+trace:FILE."""
+
+Workload = Annotated[str, typer.Option(help="One or several, comma-separated.")]
+Out = Annotated[Path, typer.Option(help="Where results go; runs it holds already are not repeated.")]
+Seeds = Annotated[str, typer.Option(help="Comma-separated: of programs and arrivals.")]
+DeviceName = Annotated[str, typer.Option(help="Whose forward passes are emulated: a name, or a file of `calibrate`.")]
+Programs = Annotated[int | None, typer.Option(min=1, max=100_000, help="How many; the workload's own number.")]
+Jobs = Annotated[int | None, typer.Option(min=1, help="Runs side by side; one per core if not given.")]
+
+
+@lab.callback(invoke_without_command=True, help=BENCH_HELP)
+def bench(
+    context: typer.Context,
+    out: Out = Path("report"),
+    workload: Workload = "infercept",
+    load: Annotated[str, typer.Option(help="Multiples of the arrival rate at which fcfs begins to thrash.")] = "1.3",
+    policies: Annotated[
+        str | None,
+        typer.Option(
+            help="SGLang's own (fcfs, lpm, hrrn, ...), astraea, a baseline (`astraea bench baselines`), each "
+            "with settings after a colon: astraea:mlfq, astraea:KEY=VALUE,..., fcfs:host=4, lpm:mixed-chunk=on; KEY is "
+            "a setting of serve, or hints: what programs tell of themselves (none, class, declared, oracle). "
+            "fcfs,lpm,hrrn,astraea if not given. With --url: what to call the server."
+        ),
+    ] = None,
+    seeds: Seeds = "1",
+    device: DeviceName = "h200-llama3.1-8b",
+    programs: Programs = None,
+    arrivals: Annotated[
+        str, typer.Option(help="poisson, gamma:CV (3 for bursts), or closed:N: N programs alive at once.")
+    ] = "poisson",
+    mixed_chunk: Annotated[bool, typer.Option("--mixed-chunk", help="SGLang's --enable-mixed-chunk, for all.")] = False,
+    overlap: Annotated[bool, typer.Option("--overlap", help="SGLang's overlapped scheduling, for all.")] = False,
+    pool_tokens: Annotated[int, typer.Option(min=0, help="KV pool of the engine; 0: the workload's own.")] = 0,
+    max_running: Annotated[int, typer.Option(min=0, help="Requests in a batch; 0: the workload's own.")] = 0,
+    url: Annotated[
+        str | None, typer.Option(help="Replay on this server, SGLang or OpenAI-compatible, in real time.")
+    ] = None,
+    jobs: Jobs = None,
+) -> None:
+    if context.invoked_subcommand:
+        return
+    from astraea_sglang.bench.command import DEFAULT_POLICIES, Asked, run, run_live
+
+    asked = Asked(
+        workload, load, policies or DEFAULT_POLICIES, seeds, device, programs, mixed_chunk, overlap, arrivals,
+        pool_tokens, max_running,
+    )  # fmt: skip
+    raise typer.Exit(run_live(out, asked, url, label=policies) if url else run(out, asked, jobs=jobs))
+
+
+@lab.command()
+def knee(
+    out: Out = Path("report/knee"),
+    workload: Workload = "infercept,coding,mixed",
+    seeds: Seeds = "1,2,3",
+    device: DeviceName = "h200-llama3.1-8b",
+    programs: Programs = None,
+    low: Annotated[float, typer.Option("--from", help="A load that is carried, in multiples of the knee known.")] = 0.8,
+    high: Annotated[float, typer.Option("--to", help="One that is not.")] = 1.25,
+    jobs: Jobs = None,
+) -> None:
+    """Find the arrival rate at which fcfs begins to thrash: mean engine slowdown 3, by bisection."""
+    from astraea_sglang.bench.command import Asked, run_knee
+
+    asked = Asked(workload, seeds=seeds, device=device, programs=programs)
+    raise typer.Exit(run_knee(out, asked, low=low, high=high, jobs=jobs))
+
+
+@lab.command()
+def baselines() -> None:
+    """List the policies of others that --policies knows, with what they are made of here."""
+    from astraea_sglang.bench.command import list_baselines
+
+    list_baselines()
+
+
+@lab.command()
+def calibrate(
+    url: Annotated[str, typer.Option(help="An SGLang server that does nothing else meanwhile.")],
+    out: Annotated[Path, typer.Option(help="The file to write, or a folder.")] = Path("device.json"),
+) -> None:
+    """Measure a live server's device, for `--device FILE`: three minutes of prompts and batches, then a fit."""
+    from astraea_sglang.bench.calibrate import run
+
+    raise typer.Exit(run(url, out))
+
+
+@lab.command()
+def record(
+    upstream: Annotated[str, typer.Option(help="The server whose clients are recorded.")] = "http://127.0.0.1:30000",
+    port: Annotated[int, typer.Option(help="Where they are to send their requests from now on.")] = 30100,
+    out: Annotated[Path, typer.Option(help="The trace to write.")] = Path("fleet.csv"),
+    format: Annotated[str, typer.Option(help="tracelab (chains), or dynamo (sub-agents, too).")] = "tracelab",
+) -> None:
+    """Record your own fleet: a proxy before any server, until Ctrl-C; replay with --workload trace:FILE."""
+    from astraea_sglang.bench.record import run
+
+    raise typer.Exit(run(upstream, port, out, format))
 
 
 @app.command()

@@ -15,7 +15,8 @@ from sglang.srt.plugins import load_plugins
 
 from astraea_sglang.bench import device
 from astraea_sglang.bench.core import seconds
-from astraea_sglang.bench.workloads import ProgramPlan, SegmentPlan
+from astraea_sglang.bench.crowd import Coming
+from astraea_sglang.bench.plans import ProgramPlan, SegmentPlan
 from astraea_sglang.patches import lifecycle
 from astraea_sglang.patches.args import POLICY
 from astraea_sglang.patches.peer import Peer
@@ -32,12 +33,12 @@ def measure(sizes: Sequence[int], rounds: int) -> tuple[list[dict[str, Any]], fl
     """
     load_plugins()
     segments = (SegmentPlan(PROMPT, 100, 1.0, "search"), SegmentPlan(NEW, 100, 0.0, None))
-    plans = [ProgramPlan(f"p{i}", f"c{i % 7}", 0.0, 0, 512, segments) for i in range(max(sizes))]
-    peer = Peer(plans, device.load("h200-llama3.1-8b"), "class", lambda seconds, programs: None)
+    plans = [ProgramPlan(f"p{i}", f"c{i % 7}", 0.0, 512, segments) for i in range(max(sizes))]
+    peer = Peer(plans, device.load("h200-llama3.1-8b"))
     pool = len(plans) * (PROMPT + NEW)
     scheduler: Any = build(peer, schedule_policy=POLICY, max_total_tokens=pool, max_running_requests=256)
     lpm: Any = schedule_policy.SchedulePolicy("lpm", scheduler.tree_cache, False, False, False)
-    scheduler.process_input_requests([peer.request(0.0, i, 1) for i in range(len(plans))])
+    scheduler.process_input_requests([peer.request(Coming(0.0, i, 1)) for i in range(len(plans))])
     for req in scheduler.waiting_queue[::2]:
         value = scheduler.token_to_kv_pool_allocator.alloc(PROMPT)
         scheduler.tree_cache.insert(InsertParams(key=RadixKey(req.origin_input_ids[:PROMPT], None), value=value))

@@ -15,7 +15,8 @@ from sglang.srt.plugins import load_plugins
 
 from astraea_sglang.bench import device
 from astraea_sglang.bench.core import seconds
-from astraea_sglang.bench.workloads import ProgramPlan, SegmentPlan
+from astraea_sglang.bench.crowd import Coming
+from astraea_sglang.bench.plans import ProgramPlan, SegmentPlan
 from astraea_sglang.patches.peer import Peer
 from astraea_sglang.patches.virtual import build, virtual_time
 
@@ -31,8 +32,8 @@ class _Watched(Peer):
     stamp = 0.0
 
     def recv_requests(self, local_reqs: Any) -> list[Any]:
-        self.measuring = self.elapsed > FROM + 20 * EVERY
-        if self.unfinished <= PAUSED:
+        self.measuring = self.clock.elapsed > FROM + 20 * EVERY
+        if self.crowd.unfinished <= PAUSED:
             self.scheduler.gracefully_exit = True
         return super().recv_requests(local_reqs)
 
@@ -81,14 +82,13 @@ def measure(policy: str) -> dict[str, Any]:
     """
     load_plugins()
     first = SegmentPlan(PROMPT, OUTPUT, 1e6, "search"), SegmentPlan(20, 20, 0.0, None)
-    plans = [ProgramPlan(f"p{i}", f"c{i % 7}", i * 0.25, 0, 512, first) for i in range(PAUSED)]
+    plans = [ProgramPlan(f"p{i}", f"c{i % 7}", i * 0.25, 512, first) for i in range(PAUSED)]
     chat = (SegmentPlan(1000, 300, 0.0, None),)
-    plans += [ProgramPlan(f"q{i}", "chat", FROM + i * EVERY, 0, 512, chat) for i in range(CHATS)]
-    peer = _Watched(plans, device.load("h200-llama3.1-8b"), "class", lambda emulated, programs: None)
+    plans += [ProgramPlan(f"q{i}", "chat", FROM + i * EVERY, 512, chat) for i in range(CHATS)]
+    peer = _Watched(plans, device.load("h200-llama3.1-8b"))
     peer.between = []
     pool = PAUSED * (PROMPT + OUTPUT)
     scheduler: Any = build(peer, schedule_policy=policy, max_total_tokens=pool, max_running_requests=64)
-    peer.scheduler = scheduler
     tree, engine = scheduler.tree_cache, getattr(scheduler, "astraea", None)
     ours, evicting, looks = _Spent(peer), _Spent(peer), _Spent(peer)
     evicting.on(tree, "_evict_components")
@@ -111,7 +111,7 @@ def measure(policy: str) -> dict[str, Any]:
     if engine is not None:
         found["paused"] = len(engine.keeper.holdings)
         found["decision_s"] = looks.seconds / max(1, looks.calls)
-    prompt: Any = peer.request(0.0, PAUSED - 1, 1).input_ids
+    prompt: Any = peer.request(Coming(0.0, PAUSED - 1, 1)).input_ids
     node = tree.match_prefix(MatchPrefixParams(key=RadixKey(prompt, None))).last_device_node
     found["lock_s"] = median(seconds(lambda: tree.unlock(tree.lock(node))) for _ in range(ROUNDS))
     if engine is not None:

@@ -24,26 +24,31 @@ from sglang.srt.runtime_context import SpawnRanks, publish
 from sglang.srt.server_args import PortArgs, ServerArgs
 from sglang.srt.utils.network import get_free_port_below_ephemeral
 
+from astraea_sglang.bench.baselines import CORRECTED
+from astraea_sglang.bench.clock import Clock, Event, Link
 from astraea_sglang.bench.device import Device
 from astraea_sglang.bench.figures import SegmentRun
-from astraea_sglang.bench.workloads import ProgramPlan
+from astraea_sglang.bench.plans import ProgramPlan
+from astraea_sglang.bench.prompts import MOST
 from astraea_sglang.errors import AstraeaError, SeamError
+from astraea_sglang.patches import batches, hrrn
 from astraea_sglang.patches.args import POLICY
-from astraea_sglang.patches.peer import EOS, VOCABULARY, Peer
+from astraea_sglang.patches.peer import EOS, Peer
 from astraea_sglang.patches.seams import Seam, drift
 
 # A model just large enough to build: its weights are never used, its KV takes 64 bytes a token.
 MODEL = {
     "architectures": ["LlamaForCausalLM"], "model_type": "llama", "torch_dtype": "float32", "tie_word_embeddings": True,
     "hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1, "head_dim": 8,
-    "num_key_value_heads": 1, "rms_norm_eps": 1e-5, "max_position_embeddings": 262_144, "vocab_size": VOCABULARY,
+    "num_key_value_heads": 1, "rms_norm_eps": 1e-5, "max_position_embeddings": 1_048_576, "vocab_size": MOST,
     "bos_token_id": 1, "eos_token_id": EOS,
 }  # fmt: skip
 FLAGS: dict[str, Any] = {
     "load_format": "dummy",
     "skip_tokenizer_init": True,
-    "disable_overlap_schedule": True,
     "random_seed": 0,
+    "hicache_io_backend": "direct",
+    "hicache_mem_layout": "layer_first",
     "watchdog_timeout": 1e6,  # seconds of virtual time, of which the wait for an arrival may take minutes
     "log_level": "error",
 }
@@ -51,6 +56,7 @@ FLAGS: dict[str, Any] = {
 _SRT = "sglang.srt."
 _SCHEDULER = _SRT + "managers.scheduler.Scheduler."
 _PARTS = _SRT + "managers.scheduler_components."
+_L2 = _SRT + "mem_cache.l2_transfer.L2TransferEngine."
 SEAMS = (
     Seam(_SCHEDULER + "__init__", "build one in this process", ("self", "server_args", "port_args")),
     Seam(_SCHEDULER + "run_event_loop", "run it", ("self",)),
@@ -64,8 +70,12 @@ SEAMS = (
     Seam(_PARTS + "output_sender.SenderWrapper.send_output", "stood in for", ("self", "output")),
     Seam(_SRT + "managers.tp_worker.TpModelWorker.forward_batch_generation", "stood in for", ("self", "batch")),
     Seam(_SRT + "managers.io_struct.TokenizedGenerateReqInput", "a request"),
+    Seam(_SRT + "managers.io_struct.CloseSessionReqInput", "the end of a program"),
+    Seam(_L2 + "submit_device_to_host", "copies to the host take time", ("self", "transfers")),
+    Seam(_L2 + "submit_host_to_device", "and back", ("self", "transfers")),
     Seam(_SRT + "sampling.sampling_params.SamplingParams.normalize", "its parameters", ("self", "tokenizer")),
-    Seam(_SRT + "managers.utils.GenerationBatchResult", "the result of a pass"),
+    *batches.SEAMS,
+    *hrrn.SEAMS,
     Seam(_SRT + "observability.req_time_stats.monotonic_time", "time stamps of requests"),
     Seam(_SRT + "utils.network.get_free_port_below_ephemeral", "torch.distributed wants a port even for one rank"),
     Seam(_SRT + "runtime_context.publish", "the configuration of a process", ("server_args",)),
@@ -80,6 +90,8 @@ class Replayed(NamedTuple):
     passes: int  # forward passes
     stalls: int  # times that nothing could start although something waited
     table: dict[str, int]  # counters of our program table; empty under a policy of SGLang's own
+    memory: list[tuple[float, ...]]  # second, then tokens that run, are paused programs', are cached, are free
+    copied: tuple[int, int]  # tokens to the host and back
 
 
 def replay(
@@ -89,14 +101,17 @@ def replay(
     *,
     pool_tokens: int,
     max_running: int,
-    mixed_chunk: bool = False,
+    overlap: bool = False,
+    concurrency: int | None = None,
     hints: str = "class",
     watch: Callable[[float, int], None] = lambda seconds, programs: None,
+    **flags: Any,
 ) -> Replayed:
-    """What happens to `plans` under SGLang's schedule policy `policy`, if every forward pass takes what `device` says?
+    """What happens to `plans` under SGLang's policy `policy` (or CORRECTED), if passes take what `device` says?
 
-    Programs tell of themselves what `hints` says (declare.KINDS). `watch` hears now and then how many seconds were
-    emulated and how many programs are done. Raises SeamError when the installed SGLang differs, AstraeaError when a
+    Programs tell of themselves what `hints` says (declare.KINDS). With `concurrency` the loop is closed. `flags` are
+    further fields of ServerArgs. `watch` hears now and then how many seconds were emulated and how many programs are
+    done. Raises SeamError when the installed SGLang differs, AstraeaError when a
     segment did not come out as planned or the pool does not add up.
     """
     load_plugins()
@@ -105,23 +120,26 @@ def replay(
     if policy == POLICY and "sglang.srt.server_args.ServerArgs.resolve_once" not in HookRegistry._patched:
         raise SeamError("SGLang did not load the plugin; unset SGLANG_PLUGINS and check `pip show astraea-sglang`")
     torch.set_num_threads(1)
-    peer = Peer(plans, device, hints, watch)
+    peer = Peer(plans, device, hints, watch, concurrency=concurrency, overlap=overlap)
     scheduler = build(
         peer,
-        schedule_policy=policy,
+        schedule_policy="hrrn" if policy == CORRECTED else policy,
         max_total_tokens=pool_tokens,
         max_running_requests=max_running,
         chunked_prefill_size=device.chunk_tokens,
-        enable_mixed_chunk=mixed_chunk,
+        disable_overlap_schedule=not overlap,
+        **flags,
     )
-    peer.scheduler = scheduler
+    if policy == CORRECTED:
+        hrrn.correct(scheduler)
     random.seed(0)
     with virtual_time(peer):
         scheduler.run_event_loop()
     engine = getattr(scheduler, "astraea", None)
     _check(peer, scheduler, engine)
     counts = dict(engine.table.counts) if engine is not None else {}
-    return Replayed(peer.segments, peer.elapsed, peer.passes, peer.stalls, counts)
+    copied = peer.clock.to_host.tokens, peer.clock.to_device.tokens
+    return Replayed(peer.segments, peer.clock.elapsed, peer.passes, peer.stalls, counts, peer.memory.rows, copied)
 
 
 class _VirtualScheduler(Scheduler):
@@ -159,18 +177,57 @@ def build(peer: Peer, **flags: Any) -> Scheduler:
         publish(server_args, role="scheduler", ranks=SpawnRanks(world_rank=0, gpu_id=0))
         names = {field.name: "" for field in dataclasses.fields(PortArgs)}
         ports: Any = names | {"nccl_port": get_free_port_below_ephemeral()}
-        return _VirtualScheduler(peer, server_args, PortArgs(**ports))
+        scheduler: Any = _VirtualScheduler(peer, server_args, PortArgs(**ports))
+    if peer.overlap:
+        scheduler.device_module = _Device(scheduler.device_module, peer.clock)
+    if (controller := getattr(scheduler.tree_cache, "cache_controller", None)) is not None:
+        copies, clock = controller.l2_transfer_engine, peer.clock
+        copies.submit_device_to_host = _timed(copies.submit_device_to_host, clock, clock.to_host)
+        copies.submit_host_to_device = _timed(copies.submit_host_to_device, clock, clock.to_device)
+    peer.sessions = bool(flags.get("enable_session_radix_cache"))
+    peer.scheduler = scheduler
+    return scheduler
+
+
+class _Device:
+    """SGLang's device module, whose events follow the virtual device."""
+
+    def __init__(self, module: Any, clock: Clock) -> None:
+        self._module, self._clock = module, clock
+
+    def Event(self, **kwargs: Any) -> Event:
+        return Event(self._clock)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._module, name)
+
+
+def _timed(submit: Callable[..., Any], clock: Clock, link: Link) -> Callable[..., Any]:
+    """A submission of L2TransferEngine, copied at once, that is not over before `link` could have done it.
+
+    It begins when the pass under way has written what is to be copied, or no longer reads what is overwritten.
+    """
+
+    def submitted(transfers: Sequence[Any], **kwargs: Any) -> Any:
+        completion = submit(transfers, **kwargs)
+        tokens = len(transfers[0].host_indices)
+        begun, ended = link.copy(tokens, max(clock.now, clock.device_free))
+        return completion._replace(
+            start_event=Event(clock, begun), finish_event=Event(clock, ended), timing_enabled=True
+        )
+
+    return submitted
 
 
 @contextmanager
 def virtual_time(peer: Peer) -> Iterator[None]:
     """Every clock of this process reads the peer's. Only after construction: a stamp of 0 means unset to SGLang."""
-    names = ("perf_counter", "monotonic", "time")
+    names, clock = ("perf_counter", "monotonic", "time"), peer.clock
     real = {name: getattr(time, name) for name in names} | {f"{n}_ns": getattr(time, f"{n}_ns") for n in names}
     stamps = req_time_stats.monotonic_time
     for name in names:
-        setattr(time, name, lambda: peer.now)
-        setattr(time, f"{name}_ns", lambda: int(peer.now * 1e9))
+        setattr(time, name, lambda: clock.now)
+        setattr(time, f"{name}_ns", lambda: int(clock.now * 1e9))
     req_time_stats.monotonic_time = time.perf_counter
     try:
         yield
@@ -187,8 +244,8 @@ def _check(peer: Peer, scheduler: Any, engine: Any) -> None:
     problems = list(peer.bad)
     if held or tree.protected_size():
         problems.append(f"{held} tokens of the pool are lost, {tree.protected_size()} still locked")
-    if peer.unfinished:
-        problems.append(f"{peer.unfinished} programs did not finish")
+    if peer.crowd.unfinished:
+        problems.append(f"{peer.crowd.unfinished} programs did not finish")
     if engine is not None and (engine.table.counts["faults"] or engine.table.programs):
         faults, left = engine.table.counts["faults"], len(engine.table.programs)
         problems.append(f"the program table counts {faults} faults and keeps {left} programs")

@@ -9,7 +9,8 @@ ROOT = Path(__file__).parent.parent
 CORE = sorted((ROOT / "astraea_sglang").glob("*.py"))
 DECIDING = (
     "actions", "admit", "config", "costs", "decisions", "errors", "graph", "hints", "history", "keeper", "leases",
-    "mlfq", "obey", "order", "plan", "predict", "program", "retain", "structure", "table", "tooltimes", "tree",
+    "mlfq", "obey", "order", "plan", "predict", "program", "progress", "retain", "structure", "table", "tooltimes",
+    "tree",
 )  # fmt: skip
 
 

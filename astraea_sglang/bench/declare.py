@@ -1,8 +1,10 @@
 """What does a program tell the engine of itself? From nothing but its name to the whole truth."""
 
+from dataclasses import replace
 from functools import cache
 
-from astraea_sglang.bench.workloads import INFERCEPT, ProgramPlan
+from astraea_sglang.bench.plans import ProgramPlan
+from astraea_sglang.bench.workloads import INFERCEPT
 from astraea_sglang.hints import Hints
 from astraea_sglang.structure import ProgramStructure, parse
 
@@ -18,18 +20,17 @@ def hints(plan: ProgramPlan, index: int, kind: str) -> Hints:
     """
     segment, last = plan.segments[index], index == len(plan.segments) - 1
     if kind == "none":
-        return Hints(plan.id, segment=index, final=last)
-    told = Hints(plan.id, plan.program_class, segment=index, next_tool=segment.tool, final=last)
+        return Hints(plan.id, segment=index, final=last, parent_id=plan.parent)
+    told = Hints(plan.id, plan.program_class, segment=index, next_tool=segment.tool, final=last, parent_id=plan.parent)
     if kind == "class":
         return told
+    if kind == "declared" and plan.program_class not in (*INFERCEPT, "coding", "oneshot"):
+        return told  # nobody has said what is usual of it
     structure = _usual(plan.program_class) if kind == "declared" else _exact(plan)
     node = f"s{index}" if kind == "oracle" else ("answer" if last else "act")
     tool_s = segment.tool_s if kind == "oracle" else _usual_tool_s(plan.program_class)
-    return Hints(
-        **{name: getattr(told, name) for name in ("program_id", "program_class", "segment", "next_tool", "final")},
-        expected_tool_s=None if last else tool_s,
-        structure=structure if index == 0 else None,
-        node=node,
+    return replace(
+        told, expected_tool_s=None if last else tool_s, structure=structure if index == 0 else None, node=node
     )
 
 

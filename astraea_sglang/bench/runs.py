@@ -17,8 +17,10 @@ from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any
 
-from astraea_sglang.bench import device, workloads
-from astraea_sglang.bench.figures import Spec, figures
+from astraea_sglang.bench import bfcl, device, workloads
+from astraea_sglang.bench.baselines import UNLOADED
+from astraea_sglang.bench.figures import Spec, alone, figures
+from astraea_sglang.bench.plans import ProgramPlan
 from astraea_sglang.bench.policies import parse
 from astraea_sglang.errors import ConfigError
 
@@ -41,11 +43,17 @@ def path(folder: Path, spec: Spec) -> Path:
 
 def finished(folder: Path, spec: Spec) -> Result | None:
     """What did an earlier call leave of this very run? None if nothing, or a file that is torn or of another spec."""
+    kept = read(path(folder, spec))
+    return kept if kept and asdict(spec).items() <= kept.items() else None
+
+
+def read(file: Path) -> Result | None:
+    """What is in the file of a run? None if it cannot be read or is none."""
     try:
-        kept = json.loads(path(folder, spec).read_text())
+        kept = json.loads(file.read_text())
     except (OSError, ValueError):
         return None
-    return kept if isinstance(kept, dict) and asdict(spec).items() <= kept.items() else None
+    return kept if isinstance(kept, dict) else None
 
 
 def run_all(specs: Sequence[Spec], folder: Path, jobs: int, watch: Watch) -> Iterator[tuple[Spec, bool]]:
@@ -115,10 +123,41 @@ def _run(spec: Spec, folder: Path, report: Connection) -> None:
         os.dup2(file.fileno(), 2)
     logging.disable(logging.WARNING)
     result = measure(spec, lambda seconds, programs: report.send((seconds, programs)))
-    draft = target.with_suffix(".part")
-    draft.write_text(json.dumps(result, indent=1) + "\n")
-    draft.replace(target)
+    _keep(result, target)
     log.unlink()
+
+
+def _keep(result: Result, target: Path) -> None:
+    draft = target.with_suffix(".part")
+    draft.write_text(json.dumps(result) + "\n")
+    draft.replace(target)
+
+
+def measure_live(
+    spec: Spec, folder: Path, url: str, watch: Callable[[float, int], None], note: Callable[[str], None]
+) -> None:
+    """Replay a run's programs on the server at `url` and keep what comes out; `spec.policy` is only its label.
+
+    What has ended is in a journal beside it, from which the same call goes on. Raises as live.replay does.
+    """
+    from astraea_sglang.bench import live
+
+    began, target = time.perf_counter(), path(folder, spec)
+    emulated = device.load(spec.device)
+    if spec.workload == "bfcl":
+        rate = spec.load * workloads.workload(spec.workload).knee
+        plans, segments = bfcl.live_bfcl(url, programs=spec.programs, seed=spec.seed, gap_s=1 / rate)
+    else:
+        plans = planned(spec)
+        options = {"concurrency": workloads.concurrency(spec.arrivals), "journal": target.with_suffix(".jsonl")}
+        segments = live.run(plans, url, watch=watch, note=note, **options)
+    seconds = time.perf_counter() - began
+    _keep({**asdict(spec), **figures(plans, segments, emulated), "emulated_s": seconds, "wall_s": seconds}, target)
+
+
+def planned(spec: Spec) -> list[ProgramPlan]:
+    """Which programs is a run of?"""
+    return workloads.plan(spec.workload, load=spec.load, programs=spec.programs, seed=spec.seed, arrivals=spec.arrivals)
 
 
 def measure(spec: Spec, watch: Callable[[float, int], None] = lambda seconds, programs: None) -> Result:
@@ -131,24 +170,32 @@ def measure(spec: Spec, watch: Callable[[float, int], None] = lambda seconds, pr
         del os.environ[name]  # of the user's shell; the policy's own are part of the spec
     os.environ.update(policy.environment)
     workload, emulated = workloads.workload(spec.workload), device.load(spec.device)
-    plans = workloads.plan(spec.workload, load=spec.load, programs=spec.programs, seed=spec.seed)
+    plans = planned(spec)
+    about = {**asdict(spec), "sglang": version("sglang")}
+    if policy.name == UNLOADED:
+        return about | figures(plans, alone(plans, emulated), emulated) | {
+            "emulated_s": 0.0, "wall_s": time.perf_counter() - began, "passes": 0, "stalls": 0, "table": {}
+        }  # fmt: skip
     replayed = replay(
         plans,
         emulated,
         policy.name,
-        pool_tokens=workload.pool_tokens,
-        max_running=workload.max_running,
-        mixed_chunk=spec.mixed_chunk,
+        pool_tokens=spec.pool_tokens or workload.pool_tokens,
+        max_running=spec.max_running or workload.max_running,
+        overlap=spec.overlap,
+        concurrency=workloads.concurrency(spec.arrivals),
         hints=policy.hints,
         watch=watch,
+        **({"enable_mixed_chunk": spec.mixed_chunk} | dict(policy.engine)),
     )
     return {
-        **asdict(spec),
+        **about,
         **figures(plans, replayed.segments, emulated),
         "emulated_s": replayed.emulated_s,
         "wall_s": time.perf_counter() - began,
         "passes": replayed.passes,
         "stalls": replayed.stalls,
+        "copied_tokens": replayed.copied,
         "table": replayed.table,
-        "sglang": version("sglang"),
+        "memory": replayed.memory,
     }

@@ -4,46 +4,15 @@ Token counts and seconds come from distributions with a source each; nothing her
 """
 
 import math
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
 from random import Random
 from typing import NamedTuple
 
+from astraea_sglang.bench import tasks, traces
+from astraea_sglang.bench.plans import ProgramPlan, SegmentPlan, Shared, families
 from astraea_sglang.errors import ConfigError
-
-
-class SegmentPlan(NamedTuple):
-    """One generation, and the tool call after it: a program's last segment calls none, for 0 s."""
-
-    new_prompt: int  # tokens that follow what the program has seen: the user's words or the tool's answer
-    output: int  # tokens generated
-    tool_s: float
-    tool: str | None
-
-
-@dataclass(frozen=True, slots=True)
-class ProgramPlan:
-    """One program: when it arrives (seconds from the start), what it shares with its class, its segments in order."""
-
-    id: str
-    program_class: str
-    arrival_s: float
-    shared_prefix: int  # tokens of a system prompt that every program of the class begins with
-    max_new_tokens: int  # what its requests declare: the longest output allowed
-    segments: tuple[SegmentPlan, ...]
-
-    @property
-    def tool_s(self) -> float:
-        """How many seconds do its tools take in all?"""
-        return sum(segment.tool_s for segment in self.segments)
-
-    def prompts(self) -> Iterator[int]:
-        """How long is the prompt of each segment, in tokens? All that came before and what is new."""
-        tokens = self.shared_prefix
-        for segment in self.segments:
-            tokens += segment.new_prompt
-            yield tokens
-            tokens += segment.output
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +23,7 @@ class Workload:
     programs: int  # how many make a run long enough to show what a policy does
     pool_tokens: int  # KV pool of the engine
     max_running: int  # requests in one batch
-    knee: float  # programs per second at which SGLang's fcfs begins to thrash on this engine: load 1.0
+    knee: float  # programs per second at which SGLang's fcfs begins to thrash on this engine: load 1.0, see knees.json
 
 
 class _ToolUser(NamedTuple):
@@ -78,48 +47,115 @@ INFERCEPT = {
     "tts": _ToolUser(17.24, 7.6, 6.91, 3.93, 1251, 792, 60, 30),
 }
 
-# Knees are estimates for device h200-llama3.1-8b and SGLang 0.5.23: infercept lies between 1.7 and 2.0 in replays of
-# fcfs with 1000 programs, coding and mixed come from a simulation of the same engine. None was found by bisection yet.
+_MIXED = {name: 1 / 12 for name in INFERCEPT} | {"coding": 0.1, "oneshot": 0.4}
+
+# Knees: where the mean engine slowdown of fcfs, seeds 1 to 3 pooled, reaches 3 on device h200-llama3.1-8b with SGLang
+# 0.5.23 (`astraea bench knee`). Pools are smaller than an H200's, so that a run takes a minute or two; `-full` are not.
 WORKLOADS = {
-    "infercept": Workload({name: 1 / 6 for name in INFERCEPT}, 1000, 60_000, 64, 1.85),
-    "coding": Workload({"coding": 1.0}, 150, 150_000, 96, 0.08),
-    "mixed": Workload({name: 1 / 12 for name in INFERCEPT} | {"coding": 0.1, "oneshot": 0.4}, 400, 150_000, 96, 1.0),
+    "infercept": Workload({name: 1 / 6 for name in INFERCEPT}, 1000, 60_000, 64, 1.71),
+    "coding": Workload({"coding": 1.0}, 150, 150_000, 96, 0.065),
+    "mixed": Workload(_MIXED, 400, 150_000, 96, 1.04),
+    "small": Workload({name: 1 / 3 for name in ("math", "qa", "ve")}, 60, 12_000, 16, 0.53),
+    "forks": Workload({"research": 1.0}, 150, 60_000, 64, 1.0),
+    "bfcl": Workload({}, 400, 20_000, 64, 1.0),
+    "coding-full": Workload({"coding": 1.0}, 250, 300_000, 256, 0.135),
+    "mixed-full": Workload(_MIXED, 1000, 300_000, 256, 1.3),
 }
 
 
+TRACE = "trace:"  # before the path of a trace file, where the name of a workload is asked for
+
+
 def workload(name: str) -> Workload:
-    """The workload called `name`. Raises ConfigError, which lists those there are."""
+    """The workload called `name`, or the trace in the file of `trace:FILE`. Raises ConfigError.
+
+    A trace is meant for an engine of 300,000 tokens and 256 requests, and its load 1.0 is the speed it was recorded at.
+    """
+    if name.startswith(TRACE):
+        return Workload({}, len(families(traces.read(Path(name.removeprefix(TRACE))))), 300_000, 256, 1.0)
     if name not in WORKLOADS:
-        raise ConfigError(f"--workload {name} is unknown; choose one of: {', '.join(sorted(WORKLOADS))}")
+        known = ", ".join(sorted(WORKLOADS))
+        raise ConfigError(f"--workload {name} is unknown; choose one of: {known}, or {TRACE}FILE")
     return WORKLOADS[name]
 
 
-def plan(name: str, *, load: float, programs: int, seed: int) -> list[ProgramPlan]:
-    """Which programs arrive at `load` times the workload's knee? In the order of their Poisson arrivals.
+def plan(name: str, *, load: float, programs: int, seed: int, arrivals: str = "poisson") -> list[ProgramPlan]:
+    """Which programs arrive at `load` times the workload's knee? In the order of their arrivals, with child sessions.
 
-    With one seed the programs are the same at every load; only their arrivals move together or apart.
+    With one seed the programs are the same at every load; only their arrivals move together or apart. `arrivals` is
+    `poisson`, or `gamma:CV` for gaps with that coefficient of variation, bursts above 1; with `closed:N` nobody's
+    arrival counts.
     """
+    if name.startswith(TRACE):
+        return _recorded(Path(name.removeprefix(TRACE)), load, programs)
+    if name == "bfcl":
+        return tasks.plan(_arrivals(arrivals, seed, load * WORKLOADS[name].knee, programs), seed)
     chosen = workload(name)
-    arrivals, bodies = Random(f"arrivals {seed}"), Random(f"programs {seed}")
-    arrival, plans = 0.0, []
-    for number in range(programs):
-        arrival += arrivals.expovariate(1.0) / (load * chosen.knee)
+    bodies = Random(f"programs {seed}")
+    plans: list[ProgramPlan] = []
+    for number, arrival in enumerate(_arrivals(arrivals, seed, load * chosen.knee, programs)):
         (kind,) = bodies.choices(list(chosen.mix), list(chosen.mix.values()))
+        if kind == "research":
+            plans += _research(f"p{number:05}", arrival, bodies)
+            continue
         shared, longest, segments = _body(kind, bodies)
-        plans.append(ProgramPlan(f"p{number:05}", kind, arrival, shared, longest, tuple(segments)))
+        plans.append(ProgramPlan(f"p{number:05}", kind, arrival, longest, tuple(segments), shared))
     return plans
 
 
-def _body(kind: str, random: Random) -> tuple[int, int, list[SegmentPlan]]:
+def _recorded(path: Path, load: float, programs: int) -> list[ProgramPlan]:
+    """The first `programs` of a trace, `load` times as fast, the first at 0. Its tools take their time."""
+    found = families(traces.read(path))[:programs]
+    first = min((family[0].arrival_s for family in found), default=0.0)
+    return [
+        replace(plan, arrival_s=0.0 if plan.parent else (plan.arrival_s - first) / load)
+        for family in found
+        for plan in family
+    ]
+
+
+def _arrivals(arrivals: str, seed: int, rate: float, programs: int) -> list[float]:
+    gap, arrival, found = _gaps(arrivals, seed), 0.0, []
+    for _ in range(programs):
+        arrival += gap() / rate
+        found.append(arrival)
+    return found
+
+
+def concurrency(arrivals: str) -> int | None:
+    """How many programs are alive in a closed loop? None for arrivals of their own. Raises ConfigError."""
+    kind, _, number = arrivals.partition(":")
+    if kind == "closed" and number.isdigit() and int(number):
+        return int(number)
+    _gaps(arrivals, 0)
+    return None
+
+
+def _gaps(arrivals: str, seed: int) -> Callable[[], float]:
+    """Gaps between arrivals, of mean 1."""
+    kind, _, number = arrivals.partition(":")
+    random = Random(f"arrivals {seed}")
+    if arrivals == "poisson" or (kind == "closed" and number.isdigit() and int(number)):
+        return lambda: random.expovariate(1.0)
+    if kind == "gamma" and number.replace(".", "", 1).isdigit() and 0 < float(number) <= 20:
+        shape = float(number) ** -2
+        return lambda: random.gammavariate(shape, 1 / shape)
+    raise ConfigError(
+        f"--arrivals {arrivals!r}: give poisson, gamma:CV with 0 < CV <= 20, such as gamma:3 for bursts, "
+        "or closed:N for N programs alive at once"
+    )
+
+
+def _body(kind: str, random: Random) -> tuple[tuple[Shared, ...], int, list[SegmentPlan]]:
     if kind == "coding":
-        return 4000, 1024, _coding(random)
+        return (Shared("coding", 4000),), 1024, _coding(random)
     if kind == "oneshot":
         return (
-            0,
+            (),
             1024,
             [SegmentPlan(_tokens(random, 500, 1.0, 16, 8000), _tokens(random, 250, 0.8, 4, 1000), 0.0, None)],
         )
-    return 0, 512, _tool_user(kind, INFERCEPT[kind], random)
+    return (), 512, _tool_user(kind, INFERCEPT[kind], random)
 
 
 def _coding(random: Random) -> list[SegmentPlan]:
@@ -152,6 +188,43 @@ def _tool_user(kind: str, of: _ToolUser, random: Random) -> list[SegmentPlan]:
         tool_s = max(0.2 * of.tool_mean, random.gauss(of.tool_mean, of.tool_sd))
         segments.append(SegmentPlan(new, output, tool_s, kind))
     return _ended(segments)
+
+
+def _research(id: str, arrival: float, random: Random) -> list[ProgramPlan]:
+    """An agent that sends sub-agents out together, some rounds long, and calls several tools at once in between.
+
+    Assumed: two to five sub-agents a round (44% of agentic coding sessions have any, according to vLLM's AgentX post),
+    web tools as Continuum's BFCL web search (1.9 +- 2.1 s, arXiv 2511.02230), of parallel calls the longest counts.
+    """
+    rounds = random.randint(1, 3)
+    segments, children = [], []
+    for turn in range(rounds):
+        names = []
+        for _ in range(random.randint(2, 5)):
+            names.append(f"{id}.{len(children)}")
+            children.append(_researcher(names[-1], id, random))
+        new = _tokens(random, 600, 0.5, 50, 4000) if turn == 0 else _tokens(random, 500, 0.5, 50, 4000)
+        segments.append(SegmentPlan(new, _tokens(random, 180, 0.6, 16, 900), 0.0, "agents", tuple(names)))
+        calls = random.randint(1, 4)  # at once
+        new = len(names) * _tokens(random, 200, 0.5, 20, 1000)
+        tool_s = max(_web_s(random) for _ in range(calls))
+        segments.append(SegmentPlan(new, _tokens(random, 120, 0.6, 8, 900), tool_s, "web"))
+    segments.append(SegmentPlan(_tokens(random, 400, 0.5, 20, 2000), _tokens(random, 500, 0.5, 50, 1000), 0.0, None))
+    parent = ProgramPlan(id, "research", arrival, 1024, tuple(segments), (Shared("research", 1500),))
+    return [parent, *children]
+
+
+def _researcher(id: str, parent: str, random: Random) -> ProgramPlan:
+    segments = []
+    for turn in range(random.randint(2, 6)):
+        new = _tokens(random, 200 if turn == 0 else 700, 0.6, 20, 4000)
+        segments.append(SegmentPlan(new, _tokens(random, 90, 0.6, 8, 500), _web_s(random), "web"))
+    prefix = (Shared("researcher", 1000),)
+    return ProgramPlan(id, "researcher", 0.0, 512, tuple(_ended(segments)), prefix, parent)
+
+
+def _web_s(random: Random) -> float:
+    return min(60.0, random.lognormvariate(math.log(1.29), 0.9))
 
 
 def _ended(segments: list[SegmentPlan]) -> list[SegmentPlan]:

@@ -20,11 +20,27 @@ from astraea_sglang.fleet.plan import PlannedProgram
 
 MAX_CALL_TOKENS = 160  # the longest reference call is 88 tokens; a constrained model may spell it in more
 READ_TIMEOUT_S = 300.0
+ASSISTANT = "<|im_start|>assistant\n"
 
 Event = Literal["segment", "tool", "finished", "failed"]
 OnEvent = Callable[[Event, str], None]
 Encode = Callable[[str], list[int]]
 Clock = Callable[[], float]
+
+
+def system(toolbox: Toolbox) -> str:
+    """How does a task's prompt begin? Alike for all tasks with the same tools."""
+    return f"<|im_start|>system\nAnswer with calls of these tools:\n{toolbox.signatures()}<|im_end|>\n"
+
+
+def user(text: str) -> str:
+    """What the user says."""
+    return f"<|im_start|>user\n{text}<|im_end|>\n"
+
+
+def answer(text: str) -> str:
+    """What a tool answers, after the call that the model generated."""
+    return f"\n<|im_start|>tool\n{text}<|im_end|>\n"
 
 
 @dataclass(slots=True)
@@ -112,14 +128,14 @@ class _Agent:
 
     async def _play(self) -> None:
         task, left = self._program.task, len(self._program.tool_seconds)
-        self._add(f"<|im_start|>system\nAnswer with calls of these tools:\n{self._toolbox.signatures()}<|im_end|>\n")
+        self._add(system(self._toolbox))
         for text, calls in zip(task.turns, task.calls, strict=True):
-            self._add(f"<|im_start|>user\n{text}<|im_end|>\n")
+            self._add(user(text))
             for call in calls:
                 left -= 1
-                self._add("<|im_start|>assistant\n")
+                self._add(ASSISTANT)
                 source = await self._generate(call, final=left == 0)
-                self._add(f"\n<|im_start|>tool\n{await self._use_tool(source)}<|im_end|>\n")
+                self._add(answer(await self._use_tool(source)))
 
     def _add(self, text: str) -> None:
         self._context += self._around.encode(text)

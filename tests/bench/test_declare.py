@@ -1,7 +1,8 @@
 import pytest
 
 from astraea_sglang.bench.declare import hints
-from astraea_sglang.bench.workloads import ProgramPlan, plan
+from astraea_sglang.bench.plans import ProgramPlan
+from astraea_sglang.bench.workloads import plan
 
 PROGRAMS = [p for name in ("infercept", "coding", "mixed") for p in plan(name, load=1.0, programs=40, seed=3)]
 

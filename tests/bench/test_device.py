@@ -3,10 +3,12 @@ import json
 import pytest
 
 from astraea_sglang.bench.device import FOLDER, Device, load, names
-from astraea_sglang.bench.workloads import ProgramPlan, SegmentPlan, plan
+from astraea_sglang.bench.plans import ProgramPlan, SegmentPlan, Shared
+from astraea_sglang.bench.workloads import plan
 from astraea_sglang.errors import ConfigError
 
 H200 = load("h200-llama3.1-8b")
+SEGMENTS = (SegmentPlan(50, 30, 9.0, "t"), SegmentPlan(20, 10, 0.0, None))
 
 
 def stepped(device: Device, prompt: int, cached: int, output: int) -> float:
@@ -32,14 +34,15 @@ def test_the_closed_form_of_a_segment_is_the_sum_of_its_passes(prompt, cached, o
 
 
 def test_an_unloaded_program_finds_all_but_the_last_token_of_what_it_has_seen():
-    chain = ProgramPlan("p", "c", 0.0, 100, 512, (SegmentPlan(50, 30, 9.0, "t"), SegmentPlan(20, 10, 0.0, None)))
+    chain = ProgramPlan("p", "c", 0.0, 512, SEGMENTS, (Shared("c", 100),))
     wanted = H200.segment(150, 100, 30) + H200.segment(200, 179, 10)
-    assert H200.unloaded(chain, resident=100) == wanted
+    assert H200.alone([chain]) == pytest.approx(wanted, rel=1e-12)
+    assert H200.alone([chain], resident=0) > wanted
 
 
 def test_unloaded_infercept_programs_spend_a_few_seconds_in_the_engine():
     programs = plan("infercept", load=1.0, programs=500, seed=1)
-    mean = sum(H200.unloaded(p, 0) for p in programs) / len(programs)
+    mean = sum(H200.alone([p]) for p in programs) / len(programs)
     assert 3 < mean < 6
 
 

@@ -2,20 +2,20 @@ import pytest
 
 from astraea_sglang.bench.device import Device
 from astraea_sglang.bench.figures import SegmentRun, Spec, figures, finish_hash
-from astraea_sglang.bench.workloads import ProgramPlan, SegmentPlan
+from astraea_sglang.bench.plans import ProgramPlan, SegmentPlan
 
 UNIT = Device(step_s=1.0, row_s=0.0, kv_token_s=0.0, prefill_token_s=0.0, attention_s=0.0, chunk_tokens=4096)
 
 
 def program(id: str, arrival: float) -> ProgramPlan:
     """Two segments of two tokens, which take 2 s each alone, and a tool call of 10 s."""
-    return ProgramPlan(id, "c", arrival, 0, 512, (SegmentPlan(10, 2, 10.0, "t"), SegmentPlan(10, 2, 0.0, None)))
+    return ProgramPlan(id, "c", arrival, 512, (SegmentPlan(10, 2, 10.0, "t"), SegmentPlan(10, 2, 0.0, None)))
 
 
 def went(id: str, first: float, last: float, cached: int = 11, computed: int = 11) -> list[SegmentRun]:
     return [
-        SegmentRun(id, 0, 0.0, first, 10, 2, 0, 0, 10),
-        SegmentRun(id, 1, first + 10, last, 22, 2, 11, cached, computed),
+        SegmentRun(id, 0, 5.0 * (id == "b"), first - 2, first, 10, 2, 0, 0, 10),
+        SegmentRun(id, 1, first + 10, last - 2, last, 22, 2, 11, cached, computed),
     ]
 
 

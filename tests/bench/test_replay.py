@@ -15,12 +15,14 @@ import pytest
 
 from astraea_sglang.bench import device, workloads
 from astraea_sglang.bench.figures import Spec
+from astraea_sglang.bench.plans import families
 from astraea_sglang.bench.runs import finished, path, run_all
 
 pytestmark = pytest.mark.server  # no server, but SGLang's scheduler in processes of its own: slow
 
 H200 = "h200-llama3.1-8b"
 ALONE = Spec("mixed", 0.0005, "fcfs", 2185, 6, H200, False)  # half an hour between programs, two of them coding
+SESSIONS = "fcfs:session-radix=on"
 CROWDED = Spec("infercept", 4.0, "astraea", 1, 100, H200, False)
 
 
@@ -38,7 +40,7 @@ def unloaded(spec: Spec) -> list[float]:
     expected = []
     for program in plans:
         resident = program.shared_prefix if program.program_class in seen else 0
-        expected.append(device.load(spec.device).unloaded(program, resident))
+        expected.append(device.load(spec.device).alone([program], resident))
         seen.add(program.program_class)
     return expected
 
@@ -70,6 +72,65 @@ def test_the_same_seed_in_another_process_goes_the_same_way_to_the_last_bit(repl
     (again,) = results(tmp_path, CROWDED)
     assert again["finish_sha256"] == replayed[1]["finish_sha256"]
     assert again["passes"] == replayed[1]["passes"]
+
+
+def test_astraea_beats_fcfs_past_the_knee_and_repeats_itself(tmp_path):
+    fcfs, ours = (Spec("small", 1.3, policy, 1, 60, H200) for policy in ("fcfs", "astraea"))
+    theirs, first = results(tmp_path / "a", fcfs, ours)
+    (again,) = results(tmp_path / "b", ours)
+    assert first["finish_sha256"] == again["finish_sha256"]
+    assert first["jct_mean"] < theirs["jct_mean"] and first["engine_mean"] < 0.8 * theirs["engine_mean"]
+
+
+def test_an_overlapped_scheduler_makes_as_many_tokens_as_planned_and_wastes_a_pass_at_most(tmp_path):
+    (alone,) = results(tmp_path, replace(ALONE, overlap=True))
+    for program, seconds in zip(alone["per_program"], unloaded(ALONE), strict=True):
+        assert 1 - 1e-9 <= program["engine"] / seconds < 1.01
+
+
+def test_a_host_pool_saves_recomputing_and_its_copies_take_the_link_s_time(tmp_path):
+    constants = json.loads((device.FOLDER / f"{H200}.json").read_text())
+    constants["constants"]["host_token_s"]["value"] *= 100
+    (tmp_path / "slow.json").write_text(json.dumps(constants))
+    without = Spec("infercept", 4.0, "fcfs", 1, 150, H200)
+    fast = replace(without, policy="fcfs:host=4")
+    cold, warm, slow = results(tmp_path, without, fast, replace(fast, device=str(tmp_path / "slow.json")))
+    assert warm["recomputed_tokens"] < 0.1 * cold["recomputed_tokens"]
+    assert warm["engine_mean"] < cold["engine_mean"] < slow["engine_mean"]
+    assert cold["copied_tokens"] == [0, 0] and min(warm["copied_tokens"]) > 10_000
+
+
+def test_sub_agents_run_beside_each_other_and_their_parent_waits_for_them(tmp_path):
+    spec = Spec("forks", 0.001, "astraea", 1, 4, H200)
+    (alone,) = results(tmp_path, spec)
+    plans = workloads.plan("forks", load=0.001, programs=4, seed=1)
+    bound = [device.load(H200).alone(family) for family in families(plans)]
+    for program, seconds in zip(alone["per_program"], bound, strict=True):
+        assert 1 - 1e-9 <= program["engine"] / seconds < 1.3  # siblings share passes, which the bound leaves out
+    assert len(alone["segments"]) == len(plans)
+    assert alone["table"] == {"final_programs": len(plans)}
+
+
+def test_in_a_closed_loop_so_many_programs_are_alive(tmp_path):
+    (closed,) = results(tmp_path, Spec("small", 1.0, "fcfs", 1, 40, H200, arrivals="closed:8"))
+    spans = [(p["arrived"], p["arrived"] + p["jct"]) for p in closed["per_program"]]
+    alive = [sum(begun <= now < ended for begun, ended in spans) for now, _ in spans]
+    assert max(alive) == 8 and sorted(alive)[len(alive) // 2] == 8
+
+
+@pytest.mark.parametrize(
+    "policy", ["hrrn-corrected", "continuum", "infercept", "progress-ttl", "fcfs:session-radix=on"]
+)
+def test_every_baseline_finishes_what_it_is_given(tmp_path, policy):
+    (done,) = results(tmp_path, Spec("small", 1.3, policy, 2, 40, H200))
+    assert len(done["per_program"]) == 40 and done["slowdown_mean"] >= 1
+
+
+def test_nobody_is_faster_than_alone(tmp_path):
+    bound, crowded = results(tmp_path, *(Spec("small", 1.3, name, 1, 40, H200) for name in ("unloaded", "astraea")))
+    assert bound["slowdown_mean"] == pytest.approx(1) and bound["recomputed_tokens"] == 0
+    pairs = zip(bound["per_program"], crowded["per_program"], strict=True)
+    assert all(one["engine"] <= other["engine"] * (1 + 1e-9) for one, other in pairs)
 
 
 @pytest.mark.parametrize("policy", ["fcfs", "lpm", "hrrn", "astraea:mlfq"])

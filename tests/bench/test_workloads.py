@@ -1,17 +1,25 @@
 from collections import Counter
-from statistics import fmean, median
+from itertools import pairwise
+from statistics import fmean, median, stdev
 
 import pytest
 
-from astraea_sglang.bench.workloads import INFERCEPT, WORKLOADS, ProgramPlan, SegmentPlan, plan, workload
+from astraea_sglang.bench import traces
+from astraea_sglang.bench.plans import ProgramPlan, SegmentPlan, Shared, families
+from astraea_sglang.bench.workloads import INFERCEPT, WORKLOADS, concurrency, plan, workload
 from astraea_sglang.errors import ConfigError
+
+SEGMENTS = (SegmentPlan(5, 3, 1.5, "t"), SegmentPlan(7, 2, 0.0, None))
+
+
+DRAWN = [name for name in WORKLOADS if name not in ("bfcl", "forks")]
 
 
 def plans(name: str, programs: int = 50, load: float = 1.0, seed: int = 1) -> list[ProgramPlan]:
     return plan(name, load=load, programs=programs, seed=seed)
 
 
-@pytest.mark.parametrize("name", WORKLOADS)
+@pytest.mark.parametrize("name", DRAWN)
 def test_equal_seeds_give_equal_plans_and_others_do_not(name):
     assert plans(name) == plans(name)
     assert plans(name) != plans(name, seed=2)
@@ -27,18 +35,18 @@ def test_a_longer_plan_begins_with_the_shorter_one():
     assert plans("infercept", programs=80)[:50] == plans("infercept", programs=50)
 
 
-@pytest.mark.parametrize("name", WORKLOADS)
+@pytest.mark.parametrize("name", DRAWN)
 def test_arrivals_come_at_the_knee_on_average(name):
     assert plans(name, 4000)[-1].arrival_s == pytest.approx(4000 / WORKLOADS[name].knee, rel=0.05)
 
 
 def test_a_prompt_is_all_that_came_before_and_what_is_new():
-    chain = ProgramPlan("p", "c", 0.0, 10, 512, (SegmentPlan(5, 3, 1.5, "t"), SegmentPlan(7, 2, 0.0, None)))
+    chain = ProgramPlan("p", "c", 0.0, 512, SEGMENTS, (Shared("c", 10),))
     assert list(chain.prompts()) == [15, 15 + 3 + 7]
     assert chain.tool_s == 1.5
 
 
-@pytest.mark.parametrize("name", WORKLOADS)
+@pytest.mark.parametrize("name", DRAWN)
 def test_every_segment_but_the_last_calls_a_tool_and_fits_what_it_declares(name):
     for program in plans(name, 200):
         *calling, last = program.segments
@@ -73,5 +81,40 @@ def test_mixed_is_two_fifths_one_shot_chats():
 
 
 def test_an_unknown_workload_is_refused_with_those_there_are():
-    with pytest.raises(ConfigError, match=r"--workload bfcl is unknown; choose one of: coding, infercept, mixed"):
-        workload("bfcl")
+    with pytest.raises(ConfigError, match=r"--workload chess is unknown; .*: bfcl, coding, .*, or trace:FILE"):
+        workload("chess")
+
+
+def test_sub_agents_are_spawned_by_their_parents_and_waited_for():
+    many = plans("forks", 40)
+    assert many == plans("forks", 40) != plans("forks", 40, seed=2)
+    for parent, *children in families(many):
+        assert parent.program_class == "research"
+        spawned = [name for segment in parent.segments for name in segment.spawns]
+        assert spawned == [child.id for child in children] and len(spawned) >= 2
+        assert {child.parent for child in children} == {parent.id}
+        assert not parent.segments[-1].spawns
+
+
+def test_bursts_have_the_variation_asked_for_and_the_same_mean_gap():
+    at = [p.arrival_s for p in plan("infercept", load=1.0, programs=6000, seed=1, arrivals="gamma:3")]
+    gaps = [later - earlier for earlier, later in pairwise([0.0, *at])]
+    assert fmean(gaps) == pytest.approx(1 / WORKLOADS["infercept"].knee, rel=0.15)
+    assert stdev(gaps) / fmean(gaps) == pytest.approx(3, rel=0.15)
+
+
+@pytest.mark.parametrize(("arrivals", "alive"), [("closed:24", 24), ("poisson", None), ("gamma:2.5", None)])
+def test_only_a_closed_loop_says_how_many_are_alive(arrivals, alive):
+    assert concurrency(arrivals) == alive
+
+
+def test_a_trace_is_a_workload_whose_load_is_its_speed(tmp_path):
+    recorded = [p for p in plans("infercept", 12) if len(p.segments) > 1][:5]
+    traces.write(recorded, tmp_path / "fleet.csv", "tracelab")
+    name = f"trace:{tmp_path / 'fleet.csv'}"
+    assert workload(name).programs == 5
+    once, twice = (plan(name, load=load, programs=5, seed=1) for load in (1.0, 2.0))
+    assert once[0].arrival_s == 0
+    assert [p.arrival_s / 2 for p in once] == pytest.approx([p.arrival_s for p in twice])
+    assert [p.segments for p in once] == [p.segments for p in twice]
+    assert len(plan(name, load=1.0, programs=3, seed=1)) == 3

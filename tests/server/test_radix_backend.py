@@ -15,7 +15,7 @@ load_plugins()
 from astraea_sglang.bench import device
 from astraea_sglang.patches.peer import Peer
 from astraea_sglang.patches.virtual import build
-peer = Peer([], device.load("h200-llama3.1-8b"), "class", lambda seconds, programs: None)
+peer = Peer([], device.load("h200-llama3.1-8b"))
 scheduler = build(
     peer, schedule_policy="fcfs", radix_cache_backend="astraea", max_total_tokens=2000, max_running_requests=8
 )
