@@ -11,10 +11,15 @@ def install() -> None:
     nothing is registered: SGLang then does not know `astraea` and refuses it, and if it is asked for on this command
     line, SystemExit says why.
     """
+    import os
     import sys
 
     from astraea_sglang.patches.seams import SEAMS, drift
 
+    if os.environ.get("ASTRAEA_EMULATE"):
+        from astraea_sglang.patches import emulate
+
+        emulate.install()
     if (problem := drift([seam for seam in SEAMS if seam.hook])) is not None:
         if "--schedule-policy=astraea" in sys.argv or ("--schedule-policy", "astraea") in zip(
             sys.argv, sys.argv[1:], strict=False

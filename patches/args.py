@@ -2,6 +2,8 @@
 
 import argparse
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import fields
 from typing import Any
 
@@ -46,8 +48,15 @@ def check(server_args: Any) -> None:
     """
     if server_args.schedule_policy != POLICY or getattr(server_args, "_resolution_finished", False):
         return
-    try:
+    with one_line():
         _check(server_args)
+
+
+@contextmanager
+def one_line() -> Iterator[None]:
+    """What becomes of an error of ours in here? On the command line it exits with one line, else it is raised."""
+    try:
+        yield
     except AstraeaError as error:
         if _from_command_line:
             raise SystemExit(f"astraea: {error}") from None
