@@ -130,6 +130,7 @@ def replay(
         disable_overlap_schedule=not overlap,
         **flags,
     )
+    emulate(peer, scheduler)
     if policy == CORRECTED:
         hrrn.correct(scheduler)
     random.seed(0)
@@ -178,15 +179,19 @@ def build(peer: Peer, **flags: Any) -> Scheduler:
         names = {field.name: "" for field in dataclasses.fields(PortArgs)}
         ports: Any = names | {"nccl_port": get_free_port_below_ephemeral()}
         scheduler: Any = _VirtualScheduler(peer, server_args, PortArgs(**ports))
+    peer.sessions = bool(flags.get("enable_session_radix_cache"))
+    peer.scheduler = scheduler
+    return scheduler
+
+
+def emulate(peer: Peer, scheduler: Any) -> None:
+    """From now on the scheduler's passes and copies are over when the peer's clock says so."""
     if peer.overlap:
         scheduler.device_module = _Device(scheduler.device_module, peer.clock)
     if (controller := getattr(scheduler.tree_cache, "cache_controller", None)) is not None:
         copies, clock = controller.l2_transfer_engine, peer.clock
         copies.submit_device_to_host = _timed(copies.submit_device_to_host, clock, clock.to_host)
         copies.submit_host_to_device = _timed(copies.submit_host_to_device, clock, clock.to_device)
-    peer.sessions = bool(flags.get("enable_session_radix_cache"))
-    peer.scheduler = scheduler
-    return scheduler
 
 
 class _Device:
