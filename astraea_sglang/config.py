@@ -39,6 +39,7 @@ class Config:
     quota: float = _setting(0.25, "share of the KV pool that may be locked for one program, and for one tenant")
     lease: float = _setting(300.0, "seconds after which a lock ends in any case")
     tenant_header: str = _setting("", "the request header that names a tenant; locks are then bounded for each of them")
+    recognise: str = _setting("on", "find by its prompt whose next segment a request without identity is: on, off")
     queues: int = _setting(6, "how many queues the mlfq order has")
     thresholds: tuple[int, ...] = _setting(
         (), f"generated tokens of a segment above which its program moves one queue down; "
@@ -60,6 +61,8 @@ class Config:
             raise _error("retention", self.retention, f"choose one of {', '.join(sorted(RETENTIONS))}")
         if self.end not in ENDS:
             raise _error("end", self.end, f"choose one of {', '.join(ENDS)}")
+        if self.recognise not in ("on", "off"):
+            raise _error("recognise", self.recognise, "choose on or off")
         for name in ("theta", "watermark", "preserve", "quota"):
             if not 0 < getattr(self, name) <= 1:
                 raise _error(name, getattr(self, name), "give a share above 0, at most 1")

@@ -12,6 +12,8 @@ The payload of a `kv_hints` action `astraea.program`, or of `custom_params["astr
     structure                  what the program's class can do, see structure.py; once, later by `structure_ref`
     structure_ref              its digest
     node                       at most 128: this segment's node of that structure
+    osl                        tokens that this segment is expected to generate
+    priority                   of the request; higher goes first
     kv                         orders for the program's KV, see actions.py: the intake takes them out
 """
 
@@ -19,10 +21,11 @@ import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import Any
 
 from astraea_sglang.errors import HintError
-from astraea_sglang.structure import ProgramStructure
+from astraea_sglang.structure import MAX_IGNORED, ProgramStructure
 from astraea_sglang.structure import parse as parse_structure
 
 ID_LENGTH = 256
@@ -30,11 +33,16 @@ NAME_LENGTH = 128
 PAYLOAD_LENGTH = 65_536  # characters of JSON text
 MAX_DURATION_MS = 7 * 24 * 3600 * 1000.0
 MAX_SEGMENT = 1_000_000
+MAX_OSL = 1_000_000.0  # tokens
+MAX_PRIORITY = 1_000_000
 
 
 @dataclass(frozen=True, slots=True)
 class Hints:
-    """What is known of a segment's program before it runs; `ignored` and `clipped` name the keys so treated."""
+    """What is known of a segment's program before it runs; `ignored` and `clipped` name the keys so treated.
+
+    No client says what is in `identity` and after it: the intake does.
+    """
 
     program_id: str | None = None
     program_class: str = ""
@@ -46,13 +54,20 @@ class Hints:
     structure: ProgramStructure | None = None
     structure_ref: str | None = None
     node: str | None = None
+    osl: float | None = None
+    priority: int | None = None
+    identity: str = field(default="", compare=False)  # by which convention the program was found
+    owner: str = ""  # a digest of the API key that came with it: programs of different keys never meet
+    tools: tuple[str, ...] = ()  # what the model may call
+    forced: bool = False  # it must call one
+    parser: str = ""  # of SGLang, which reads the calls from its output
     ignored: tuple[str, ...] = field(default=(), compare=False)
     clipped: tuple[str, ...] = field(default=(), compare=False)
 
 
 KEYS = {
     "program_id", "program_class", "segment", "next_tool", "expected_tool_duration_ms", "final", "parent_id",
-    "structure", "structure_ref", "node", "kv",
+    "structure", "structure_ref", "node", "osl", "priority", "kv",
 }  # fmt: skip
 
 
@@ -61,6 +76,8 @@ def parse(payload: object) -> Hints:
     payload = decoded(payload)
     duration_ms, clipped_ms = _number(payload, "expected_tool_duration_ms", MAX_DURATION_MS)
     segment, clipped_segment = _number(payload, "segment", MAX_SEGMENT, whole=True)
+    osl, clipped_osl = _number(payload, "osl", MAX_OSL)
+    priority, clipped_priority = _signed(payload, "priority", MAX_PRIORITY)
     final = payload.get("final", False)
     if not isinstance(final, bool):
         raise HintError(f"final is {described(final)}; send true or false")
@@ -77,11 +94,13 @@ def parse(payload: object) -> Hints:
         structure=parsed,
         structure_ref=_text(payload, "structure_ref", NAME_LENGTH),
         node=_text(payload, "node", NAME_LENGTH),
+        osl=osl,
+        priority=priority,
         ignored=(
-            *sorted(str(key)[:NAME_LENGTH] for key in payload if key not in KEYS),
+            *sorted(str(key)[:NAME_LENGTH] for key in islice((key for key in payload if key not in KEYS), MAX_IGNORED)),
             *(parsed.ignored if parsed else ()),
         ),
-        clipped=clipped_ms + clipped_segment + (parsed.clipped if parsed else ()),
+        clipped=clipped_ms + clipped_segment + clipped_osl + clipped_priority + (parsed.clipped if parsed else ()),
     )
 
 
@@ -118,6 +137,8 @@ def payload(hints: Hints) -> dict[str, Any]:
         "structure": hints.structure and hints.structure.payload(),
         "structure_ref": hints.structure_ref,
         "node": hints.node,
+        "osl": hints.osl,
+        "priority": hints.priority,
     }
     return {key: value for key, value in values.items() if value is not None}
 
@@ -156,6 +177,15 @@ def _number(
     if value < 0 or (isinstance(value, float) and not math.isfinite(value)):
         raise HintError(f"{key} is {value}; send {wanted} of 0 or more")
     return (value, ()) if value <= most else (most, (key,))
+
+
+def _signed(payload: Mapping[Any, Any], key: str, most: int) -> tuple[int | None, tuple[str, ...]]:
+    value = payload.get(key)
+    if value is None:
+        return None, ()
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise HintError(f"{key} is {described(value)}; send a whole number")
+    return max(-most, min(value, most)), () if abs(value) <= most else (key,)
 
 
 def described(value: object) -> str:

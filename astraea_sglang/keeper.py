@@ -96,7 +96,7 @@ class Keeper:
     def ended(self, program: Program) -> None:
         """A program is over. Its private KV leaves at once, unless the configuration keeps it for eviction to take."""
         self.dropped(program)
-        if self._config.end == "free" and not program.anonymous:
+        if self._config.end == "free" and not program.anonymous and program.closing != "answered":  # it may go on
             kept = program.shared or program.first_prompt
             for node in [*program.tails]:
                 self.decisions.totals["freed_at_end_tokens"] += self._tree.free(program, node, kept)

@@ -5,6 +5,7 @@ from typing import Any
 from astraea_sglang.history import END, FORMAT, History, Rest
 from astraea_sglang.program import Program, Segment
 from astraea_sglang.structure import ProgramStructure
+from astraea_sglang.toolcalls import parts
 from astraea_sglang.tooltimes import ToolTimes
 
 PRIOR_OUTPUT = 128.0  # tokens; InferCept's mean segment, until something has been seen
@@ -40,7 +41,10 @@ class Predictor:
             self.history.arrived(program.program_class, before, segment.node, new)
         structure = structure if self.declares and segment.declared is not None else None
         declared = structure.segment(segment.declared) if structure and segment.declared else None
-        prior = declared.expected_tokens if declared and declared.expected_tokens is not None else PRIOR_OUTPUT
+        prior = segment.hints.osl if self.declares else None
+        if declared and declared.expected_tokens is not None:
+            prior = declared.expected_tokens
+        prior = PRIOR_OUTPUT if prior is None else prior
         output = self.history.output(program.program_class, segment.node, prior) if self.learns else prior
         if declared is None:
             output = (program.generated + OWN_WEIGHT * output) / (program.finished_segments + OWN_WEIGHT)
@@ -52,6 +56,12 @@ class Predictor:
         if self.learns:
             self.history.generated(segment.program.program_class, segment.node, segment.generated)
 
+    def came_alone(self, segment: Segment) -> None:
+        """The first segment of a program that seemed to be a single request, and was not."""
+        if self.learns:
+            new = segment.prompt_tokens - segment.known
+            self.history.arrived(segment.program.program_class, None, segment.node, new)
+
     def ended(self, program: Program) -> None:
         """A program is over: no segment follows the last one."""
         if self.learns and program.node is not None and not program.anonymous:
@@ -62,16 +72,28 @@ class Predictor:
         if self.learns:
             self.tools.observe(program.program_class, program.next_tool or "", seconds)
 
+    def took(self, program: Program, tool: str, seconds: float) -> None:
+        """One of several tools that a program runs at once took `seconds`."""
+        if self.learns:
+            self.tools.observe(program.program_class, tool, seconds)
+
     def tool_remaining(self, program: Program, elapsed: float) -> float | None:
         """For how many seconds will a paused program's tool still run? The median; None if nothing is known.
 
         A call that has outlasted its declared time is expected to take as long again.
         """
-        tool = program.program_class, program.next_tool or ""
-        remaining = self.tools.median(*tool, elapsed) if self.learns else None
+        remaining = self._median(program.program_class, program.next_tool or "", elapsed) if self.learns else None
         if remaining is None and self.declares and program.expected_tool_s is not None:
             return program.expected_tool_s - elapsed if elapsed < program.expected_tool_s else elapsed
         return remaining
+
+    def _median(self, program_class: str, tools: str, elapsed: float) -> float | None:
+        """Of tools that run at once, the one that takes longest counts, until they have been seen together."""
+        together = self.tools.median(program_class, tools, elapsed)
+        if together is not None or len(names := parts(tools)) == 1:
+            return together
+        alone = [self.tools.median(program_class, name, elapsed) for name in names]
+        return None if None in alone else max(median for median in alone if median is not None)
 
     def tool_mean(self, program: Program) -> float | None:
         """How long does a paused program's tool take on average, seconds? None if nothing is known."""

@@ -7,6 +7,7 @@ from astraea_sglang.actions import KvAction
 from astraea_sglang.hints import Hints
 from astraea_sglang.history import END, Rest
 from astraea_sglang.order import Tenure, Waiting
+from astraea_sglang.toolcalls import ToolCalls
 
 
 class State(StrEnum):
@@ -30,6 +31,7 @@ class Segment:
     arrived: float  # seconds
     prompt_tokens: int
     max_new_tokens: int
+    space: str  # prompts are compared within it only
     tier: int  # of the user's own priority, 0 first
     known: int  # tokens of it that were computed before: those the radix tree lacks are computed again
     output: float = 1.0  # tokens it will generate, predicted when it arrived
@@ -46,6 +48,13 @@ class Segment:
     def length(self) -> int:
         """How long is its KV now? Prompt and generated tokens."""
         return self.prompt_tokens + self.generated
+
+
+def program_key(id: str, owner: str = "", *, nameless: bool = False) -> str:
+    """Under what does the table know a program? No client can name a nameless one: ids are printable, NUL is not."""
+    if nameless:
+        return f"\0{id}"
+    return f"{id}\0{owner}" if owner else id
 
 
 class Waits:
@@ -88,7 +97,10 @@ class Program:
     arrived: float
     run: Run  # a sub-agent's is its parent's
     parent_id: str | None = None
-    anonymous: bool = False  # a request that named no program: one segment, then done
+    owner: str = ""  # a digest of the API key that its requests come with
+    identity: str = ""  # by which convention it was found, such as "header x-session-id"; "prompt": by its path
+    nameless: bool = False  # no client named it
+    anonymous: bool = False  # nameless, and nothing tells yet that more comes: one segment, then done
     structure_ref: str | None = None  # digest of the structure it declared
     node: str | None = None  # of the segment that arrived last
     later: Rest = END  # what it does after the segment that arrived last, predicted then
@@ -110,9 +122,10 @@ class Program:
     kept_until: float = 0.0  # seconds: until then it counts as wanted at once, because its client said so
     level: int = 0  # queue of the Stateful-MLFQ
     tenure: Tenure = field(default_factory=Tenure)  # its place, under Progress-TTL
+    calls: ToolCalls = field(default_factory=ToolCalls)
     next_tool: str | None = None
     expected_tool_s: float | None = None
-    closing: str | None = None  # why it is done once no segment lives: "final" segment arrived, or "ended" from outside
+    closing: str | None = None  # why it is done once no segment lives: "final", "ended" or "answered"
     generating: int = 0  # tokens of live segments so far
     waits: Waits = field(default_factory=Waits)
     idle_since: float | None = None
@@ -123,8 +136,8 @@ class Program:
 
     @property
     def key(self) -> str:
-        """Under what does the table know it? No client can name an anonymous program: ids are printable, NUL is not."""
-        return "\0" + self.id if self.anonymous else self.id
+        """Under what does the table know it?"""
+        return program_key(self.id, self.owner, nameless=self.nameless)
 
     @property
     def state(self) -> State:

@@ -3,32 +3,22 @@
 import math
 from collections import Counter, deque
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
-from astraea_sglang import mlfq
+from astraea_sglang import mlfq, snapshot
 from astraea_sglang.config import Config
 from astraea_sglang.costs import Costs
 from astraea_sglang.hints import Hints
 from astraea_sglang.history import position, visit
+from astraea_sglang.nameless import Nameless
 from astraea_sglang.plan import Plan, Planner, Pool
 from astraea_sglang.predict import Predictor
-from astraea_sglang.program import Program, Run, Segment
+from astraea_sglang.program import Program, Run, Segment, program_key
 from astraea_sglang.structure import ProgramStructure, Structures
+from astraea_sglang.toolcalls import joined
 
 FINISHED_KEPT = 256  # programs
 MAX_VISITS = 16  # declared nodes of a program whose segments are counted
-
-
-class Finished(NamedTuple):
-    """A program that is over: how it went, in seconds and tokens; `why` is final, ended, reaped or forgotten."""
-
-    id: str
-    program_class: str
-    why: str
-    jct: float
-    wait: float
-    segments: int
-    attained: int
 
 
 class ProgramTable:
@@ -41,8 +31,9 @@ class ProgramTable:
         self.costs = Costs()
         self.counts: Counter[str] = Counter()
         self.programs: dict[str, Program] = {}
-        self.finished: deque[Finished] = deque(maxlen=FINISHED_KEPT)
+        self.finished: deque[snapshot.Finished] = deque(maxlen=FINISHED_KEPT)
         self.predictor = Predictor(config.prediction)
+        self.nameless = Nameless(config.recognise == "on")
         self._idle: dict[str, Program] = {}  # in the order of idle_since, so that reaping looks at the first only
         self._running: dict[str, Segment] = {}
         self.structures = Structures()
@@ -62,9 +53,22 @@ class ProgramTable:
                 break
             self._remove(program, "reaped")
 
-    def arrive(self, rid: str, hints: Hints, prompt_tokens: int, max_new_tokens: int, *, tier: int = 0) -> Segment:
-        """A segment enters the queue; its program appears, or leaves TOOL_WAIT. A reused rid names a new segment."""
-        program = self.programs.get(hints.program_id or "") or self._open(rid, hints, prompt_tokens)
+    def arrive(
+        self,
+        rid: str,
+        hints: Hints,
+        prompt_tokens: int,
+        max_new_tokens: int,
+        *,
+        tier: int = 0,
+        prompt: Sequence[int] = (),
+        space: str = "",
+    ) -> Segment:
+        """A segment enters the queue; its program appears, or leaves TOOL_WAIT. A reused rid names a new segment.
+
+        One that names no program belongs to that whose path its `prompt` continues, in token ids, within the `space`.
+        """
+        program = self._known(hints, prompt, space) or self._open(rid, hints, prompt_tokens)
         if self._idle.pop(program.key, None) and program.idle_since is not None:
             self.predictor.returned(program, self.now - program.idle_since)
             if self._progress is not None:
@@ -74,13 +78,16 @@ class ProgramTable:
         declared = self._declared(program, hints.node, structure)
         node = visit(declared, program.visits.get(declared, 1)) if declared else position(program.segments)
         known = min(program.context, prompt_tokens)
-        segment = Segment(rid, program, hints, declared, node, self.now, prompt_tokens, max_new_tokens, tier, known)
+        segment = Segment(
+            rid, program, hints, declared, node, self.now, prompt_tokens, max_new_tokens, space, tier, known
+        )
         program.live[rid] = segment
         program.segments += 1
         program.node = node
         if hints.final or program.anonymous:
             program.closing = program.closing or "final"
         program.next_tool, program.expected_tool_s = hints.next_tool, hints.expected_tool_s
+        program.calls.clear()
         program.idle_since = None
         segment.output, segment.later = self.predictor.arrived(segment, before, structure)
         program.later = segment.later
@@ -112,8 +119,18 @@ class ProgramTable:
         segment.program.generating += generated - segment.generated
         segment.generated = generated
 
-    def finish(self, segment: Segment, *, aborted: bool = False) -> None:
-        """A segment is over. Its program waits for a tool, or is done; an aborted last segment may be sent again."""
+    def finish(
+        self,
+        segment: Segment,
+        *,
+        aborted: bool = False,
+        tokens: Sequence[int] = (),
+        tools: Sequence[str] | None = None,
+    ) -> None:
+        """A segment is over. Its program waits for a tool, or is done; an aborted last segment may be sent again.
+
+        `tokens` are its prompt's and output's ids, `tools` what the output calls: None if nothing was offered.
+        """
         program = segment.program
         if program.live.pop(segment.rid, None) is not segment:
             return
@@ -130,6 +147,8 @@ class ProgramTable:
             if segment.hints.final and program.closing == "final":
                 program.closing = None
         else:
+            self.nameless.finished(segment, tokens)
+            self._calls(segment, tools)
             self.predictor.finished(segment)
             yielded = not (program.closing and not program.live)
             program.level = mlfq.after_segment(program.level, segment.generated, yielded, self.config.thresholds)
@@ -143,9 +162,39 @@ class ProgramTable:
         """Of a program's context only the first `resident` tokens are left in the radix tree."""
         program.resident = min(program.resident, resident)
 
-    def end(self, program_id: str) -> bool:
+    def find(self, program_id: str, owner: str = "") -> Program | None:
+        """Which open program does a client with this API key mean?"""
+        return self.programs.get(program_key(program_id, owner))
+
+    def tool_started(self, program: Program, id: str, tool: str, expected_s: float | None = None) -> bool:
+        """A harness says that a program's tool call begins; False if it said so before."""
+        started = program.calls.start(id, tool, self.now)
+        if not started:
+            self.counts["repeated_events"] += 1
+        else:
+            program.next_tool = joined(program.calls.names())
+            program.expected_tool_s = program.expected_tool_s if expected_s is None else expected_s
+        return started
+
+    def tool_finished(self, program: Program, id: str | None = None, tool: str | None = None) -> bool:
+        """A harness says that a call is over, or all are if it names none. Is the program's next segment to come?
+
+        One that does not run, as when it is said twice, is counted and changes nothing.
+        """
+        if id is None and tool is None:
+            program.calls.clear()
+            return True
+        call = program.calls.finish(id, tool)
+        if call is None:
+            self.counts["stray_events"] += 1
+            return False
+        if call.since is not None and program.calls.running:  # the last one's time is the pause's
+            self.predictor.took(program, call.tool, self.now - call.since)
+        return not program.calls.running
+
+    def end(self, program_id: str, owner: str = "") -> bool:
         """A program is announced to be over; False if unknown. With live segments it ends with the last of them."""
-        program = self.programs.get(program_id)
+        program = self.find(program_id, owner)
         if program is None:
             self.counts["unknown_ends"] += 1
             return False
@@ -164,7 +213,7 @@ class ProgramTable:
         """What would a person see? Live programs, those over lately, counters; JSON-ready, in seconds and tokens."""
         return {
             "order": self.config.order,
-            "programs": [self._row(program) for program in self.programs.values()],
+            "programs": [snapshot.live(program, self.now) for program in self.programs.values()],
             "finished": [finished._asdict() for finished in self.finished],
             "costs": self.costs._asdict(),
             "counts": dict(sorted(self.counts.items())),
@@ -173,18 +222,64 @@ class ProgramTable:
     def _open(self, rid: str, hints: Hints, prompt_tokens: int) -> Program:
         if len(self.programs) >= self.config.max_programs and self._idle:
             self._remove(next(iter(self._idle.values())), "forgotten")
-        parent = self.programs.get(hints.parent_id or "")
+        parent = self.find(hints.parent_id, hints.owner) if hints.parent_id else None
+        if hints.parent_id and parent is None:
+            self.counts["unknown_parents"] += 1
         program = Program(
             id=hints.program_id or rid,
             program_class=hints.program_class,
             arrived=self.now,
             run=parent.run if parent else Run(self.now),
             parent_id=hints.parent_id,
+            owner=hints.owner,
+            identity=hints.identity,
+            nameless=hints.program_id is None,
             anonymous=hints.program_id is None,
             first_prompt=prompt_tokens,
         )
         self.programs[program.key] = program
         return program
+
+    def _known(self, hints: Hints, prompt: Sequence[int], space: str) -> Program | None:
+        """Which program does a segment belong to? None: a new one."""
+        if hints.program_id is not None:
+            return self.find(hints.program_id, hints.owner)
+        key = self.nameless.whose(prompt, space)
+        program = None if key is None else self.programs.get(key) or self._again(key)
+        if program is not None and program.anonymous:
+            self._goes_on(program)
+        return program
+
+    def _again(self, key: str) -> Program | None:
+        """A program that was over goes on."""
+        program = self.nameless.again(key)
+        if program is not None:
+            self.programs[key] = self._idle[key] = program
+            program.closing = None
+            self.finished = deque((each for each in self.finished if each.id != program.id), FINISHED_KEPT)
+        return program
+
+    def _goes_on(self, program: Program) -> None:
+        """What seemed to be a single request is a program."""
+        program.anonymous, program.closing, program.identity = False, None, "prompt"
+
+    def _calls(self, segment: Segment, tools: Sequence[str] | None) -> None:
+        """A segment's output calls these tools: what does that say of its program? None: nothing."""
+        program = segment.program
+        if tools is None:
+            return
+        program.calls.expect(tools)
+        if tools:
+            program.next_tool = joined(tools)
+            if program.closing == "answered":
+                program.closing = None
+            if program.anonymous and self.nameless.on and not segment.hints.final:
+                self._goes_on(program)
+                self.predictor.came_alone(segment)
+        else:
+            program.next_tool = program.expected_tool_s = None
+            if program.nameless:
+                program.closing = program.closing or "answered"
 
     def _structure(self, program: Program, hints: Hints) -> ProgramStructure | None:
         """Which structure does a segment's program have? One that the engine does not know is counted and ignored."""
@@ -220,14 +315,13 @@ class ProgramTable:
         del self.programs[program.key]
         self._idle.pop(program.key, None)
         self.counts[f"{why}_programs"] += 1
+        program.idle_since = self.now
+        self.nameless.over(program, may_go_on=why in ("final", "answered"))
         if why != "forgotten":
             self.predictor.ended(program)
         self.gone(program)
         if not program.anonymous:
-            jct, wait = self.now - program.arrived, program.waits.until(self.now)
-            self.finished.append(
-                Finished(program.id, program.program_class, why, jct, wait, program.segments, program.attained)
-            )
+            self.finished.append(snapshot.finished(program, why, self.now))
 
     def _account_wait(self, program: Program) -> None:
         more = len(program.live) - program.running - program.waits.segments
@@ -239,21 +333,3 @@ class ProgramTable:
         """How many seconds would a finished segment have taken alone, with nothing evicted?"""
         new = max(segment.prompt_tokens - segment.known, 0)
         return self.costs.prefill * new + segment.generated * self.costs.token(segment.length)
-
-    def _row(self, program: Program) -> dict[str, Any]:
-        return {
-            "id": program.id,
-            "class": program.program_class,
-            "parent_id": program.parent_id,
-            "anonymous": program.anonymous,
-            "state": program.state,
-            "segments": program.segments,
-            "attained_tokens": program.attained,
-            "wait_s": round(program.waits.until(self.now), 3),
-            "queue_level": program.level,
-            "node": program.node,
-            "next_tool": program.next_tool,
-            "segments_to_come": round(program.later.segments, 1),
-            "tokens_to_come": round(program.later.output),
-            "age_s": round(self.now - program.arrived, 3),
-        }

@@ -8,6 +8,8 @@ from sglang.srt.managers.scheduler_components.output_streamer import SchedulerOu
 from astraea_sglang.actions import Outcome
 
 KEY = "astraea"
+PROGRAM = "astraea_program"  # whose request it is, where the scheduler found that
+KEYS = (KEY, PROGRAM)
 
 
 def tell(req: Any, outcomes: Sequence[Outcome]) -> None:
@@ -17,7 +19,16 @@ def tell(req: Any, outcomes: Sequence[Outcome]) -> None:
     neither is it where a request is aborted while it waits.
     """
     if outcomes:
-        req.customized_info = (req.customized_info or {}) | {KEY: [outcome.payload() for outcome in outcomes]}
+        _add(req, KEY, [outcome.payload() for outcome in outcomes])
+
+
+def recognised(req: Any, program_id: str) -> None:
+    """Let the response say that the request was recognised as that program's, by its prompt."""
+    _add(req, PROGRAM, [{"program_id": program_id, "identity": "prompt"}])
+
+
+def _add(req: Any, key: str, values: list[Any]) -> None:
+    req.customized_info = (req.customized_info or {}) | {key: values}
 
 
 def answering_streamer(
@@ -33,7 +44,7 @@ def answering_streamer(
         has_additional_customized_info = True  # so that build_... is called, after each pass over the output
 
         def is_request_level_customized_info_key(self, key: str) -> bool:
-            return key == KEY or super().is_request_level_customized_info_key(key)
+            return key in KEYS or super().is_request_level_customized_info_key(key)
 
         def should_build_additional_customized_info(self) -> bool:
             return True
@@ -42,7 +53,8 @@ def answering_streamer(
             # A stream retracted in the step of its first token is sent without one, and would be told again with it.
             for req in reqs:
                 if req.stream and req.customized_info:
-                    req.customized_info.pop(KEY, None)
+                    for key in KEYS:
+                        req.customized_info.pop(key, None)
             if base.has_additional_customized_info and super().should_build_additional_customized_info():
                 return super().build_additional_customized_info(reqs)
             return {}

@@ -5,14 +5,18 @@ from typing import Any
 
 from sglang.utils import TypeBasedDispatcher
 
+from astraea_sglang import hints
 from astraea_sglang.actions import KINDS, parse
+from astraea_sglang.errors import HintError
 from astraea_sglang.obey import obey
-from astraea_sglang.patches import intake, memory, ticks
+from astraea_sglang.patches import intake, memory, taken, ticks
 from astraea_sglang.patches.args import POLICY
+from astraea_sglang.patches.intake import OWNER
 from astraea_sglang.patches.lifecycle import Engine
 from astraea_sglang.patches.messages import AstraeaControlIn, AstraeaControlOut, AstraeaHistory, AstraeaTick
 
-EVENTS = ("program_end", "tool_finished", *KINDS)
+MS = "expected_tool_duration_ms"
+EVENTS = ("program_end", "tool_started", "tool_finished", *KINDS)
 
 
 def dispatch(result: None, scheduler: Any) -> None:
@@ -43,14 +47,37 @@ def answer(engine: Engine, message: AstraeaControlIn) -> dict[str, Any]:
 
 def _event(engine: Engine, event: dict[str, Any]) -> dict[str, Any]:
     """What has happened to a program, or is asked for its KV: done where the program is known."""
-    if event["event"] == "program_end":
-        return {"ended": engine.table.end(event["program_id"])}
-    program = engine.table.programs.get(event["program_id"])
-    if program is None or engine.keeper is None:
+    table, keeper, kind = engine.table, engine.keeper, event["event"]
+    if kind == "program_end":
+        return {"ended": table.end(event["program_id"], event[OWNER])}
+    program = table.find(event["program_id"], event[OWNER])
+    if program is None:
+        table.counts["unknown_events"] += 1
         return {}
-    if event["event"] == "tool_finished":
-        return {"loaded_tokens": engine.keeper.tool_finished(program)}
-    return {"outcome": obey(engine.keeper, program, parse(event["event"], event, "event")).payload()}
+    id, tool = event.get("id"), event.get("tool")
+    if kind == "tool_started":
+        expected_s = hints.parse({MS: event.get(MS)}).expected_tool_s
+        return {"started": table.tool_started(program, str(id or tool), str(tool), expected_s)}
+    if kind == "tool_finished":
+        back = table.tool_finished(program, id, tool)
+        loaded = keeper.tool_finished(program) if back and keeper is not None else 0
+        return {"finished": back, "loaded_tokens": loaded, "running_tools": program.calls.names()}
+    if keeper is None:
+        return {}
+    return {"outcome": obey(keeper, program, parse(kind, event, "event")).payload()}
+
+
+def _check(event: dict[str, Any]) -> None:
+    """Raises HintError when an event is malformed."""
+    hints.identity(event.get("program_id"), "program_id")
+    if event["event"] in KINDS:
+        parse(event["event"], event, "event")
+    for key in ("id", "tool"):
+        if event.get(key) is not None:
+            hints.identity(event[key], key)
+    if event["event"] == "tool_started":
+        hints.identity(event.get("tool"), "tool")
+        hints.parse({MS: event.get(MS)})
 
 
 def add_routes(server_args: Any, tokenizer_manager: Any, *args: Any, **kwargs: Any) -> None:
@@ -61,8 +88,9 @@ def add_routes(server_args: Any, tokenizer_manager: Any, *args: Any, **kwargs: A
     from sglang.srt.entrypoints.http_server import app
     from sglang.srt.utils.auth import AuthLevel, auth_level
 
-    from astraea_sglang.errors import HintError
-    from astraea_sglang.hints import identity
+    from astraea_sglang.conventions import owner
+
+    app.add_middleware(taken.Headers)
 
     async def ask(op: str, argument: str = "") -> list[dict[str, Any]]:
         tokenizer_manager.auto_create_handle_loop()
@@ -88,10 +116,8 @@ def add_routes(server_args: Any, tokenizer_manager: Any, *args: Any, **kwargs: A
             body = await request.json()
             if not isinstance(body, dict) or body.get("event") not in EVENTS:
                 raise HintError(f'send {{"event": E, "program_id": "..."}} with E one of {", ".join(EVENTS)}')
-            identity(body.get("program_id"), "program_id")
-            if body["event"] in KINDS:
-                parse(body["event"], body, "event")
-            replies = await ask("event", json.dumps(body))
+            _check(body)
+            replies = await ask("event", json.dumps(body | {OWNER: owner(request.headers)}))
         except ValueError as error:
             raise HTTPException(400, str(error)) from None
         if body["event"] == "program_end":

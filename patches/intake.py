@@ -6,52 +6,63 @@ from collections import Counter
 from collections.abc import Container, Mapping
 from dataclasses import replace
 from itertools import islice
-from typing import Any
+from typing import Any, NamedTuple
 
 from sglang.srt.managers.io_struct import GenerateReqInput
 from sglang.srt.managers.kv_hints import KvHintAction, KvHintsEnvelope, decode_kv_hints_envelope
 
+from astraea_sglang import conventions
 from astraea_sglang.actions import KINDS, MOST_ACTIONS, KvAction, cache_control, check
 from astraea_sglang.actions import parse as parse_action
 from astraea_sglang.config import variable
+from astraea_sglang.conventions import STEP
 from astraea_sglang.errors import HintError
-from astraea_sglang.hints import ID_LENGTH, Hints, decoded, described, identity, parse, payload
+from astraea_sglang.hints import ID_LENGTH, Hints, decoded, described, parse, payload
 from astraea_sglang.patches.args import POLICY
 from astraea_sglang.structure import digest
 
 ACTION = "astraea.program"
 ARRIVED = "arrived"  # our own key beside the client's: monotonic seconds of the host that rank 0 runs on, too
 TENANT = "tenant"  # also our own: the value of the header that the server's operator named
+OWNER, IDENTITY, TOOLS, FORCED, PARSER = "owner", "identity", "tools", "forced", "parser"  # and these, see Hints
 counts: Counter[str] = Counter()
 
 
-def normalise(manager: Any, obj: Any, request: Any = None) -> None:
-    """BEFORE TokenizerManager.generate_request: put what the client says of its program into `obj.kv_hints`.
+def normalise(manager: Any, obj: Any, request: Any = None) -> list[Hints]:
+    """Put what a request says of its program into `obj.kv_hints`; what was taken, one for each of its prompts.
 
-    Raises HintError (a ValueError: HTTP 400) when it is malformed.
+    None under another policy. Raises HintError (a ValueError: HTTP 400) when it is malformed.
     """
     if manager.server_args.schedule_policy != POLICY or not isinstance(obj, GenerateReqInput):
-        return
+        return []
     headers = request.headers if request is not None else {}
-    retain = cache_control(getattr(request, "_json", None))  # where the request keeps its body once it is parsed
+    body = getattr(request, "_json", None)  # where the request keeps its body once it is parsed
     many = [value for value in (obj.kv_hints, obj.sampling_params) if isinstance(value, list)]
     try:
+        told = _Told(
+            conventions.read(headers, body if isinstance(body, dict) else {"session_id": obj.session_id}),
+            _ours(manager, headers, body),
+            cache_control(body),
+        )
+        taken = []
         if many:
             size = len(many[0])
             envelopes = obj.kv_hints if isinstance(obj.kv_hints, list) else [obj.kv_hints] * size
             params = obj.sampling_params if isinstance(obj.sampling_params, list) else [obj.sampling_params] * size
             # lists of unequal length are SGLang's to refuse
             if len(envelopes) == len(params):
-                obj.kv_hints = [
-                    _envelope(e, p, obj.session_id, headers, retain) for e, p in zip(envelopes, params, strict=True)
-                ]
+                both = [_envelope(e, p, told) for e, p in zip(envelopes, params, strict=True)]
+                obj.kv_hints = [envelope for envelope, _ in both]
+                taken = [hints for _, hints in both]
         else:
-            obj.kv_hints = _envelope(obj.kv_hints, obj.sampling_params, obj.session_id, headers, retain)
+            obj.kv_hints, hints = _envelope(obj.kv_hints, obj.sampling_params, told)
+            taken = [hints]
         params = obj.sampling_params
         obj.sampling_params = [_plain(each) for each in params] if isinstance(params, list) else _plain(params)
     except HintError:
         counts["rejected_requests"] += 1
         raise
+    return taken
 
 
 def hints_of(req: Any, structures: Container[str]) -> tuple[Hints, float, str]:
@@ -64,7 +75,15 @@ def hints_of(req: Any, structures: Container[str]) -> tuple[Hints, float, str]:
         return Hints(), 0.0, ""
     if told.get("structure_ref", "") in structures:
         told = {key: value for key, value in told.items() if key != "structure"}
-    return parse(told), told[ARRIVED], told.get(TENANT, "")
+    hints = replace(
+        parse(told),
+        identity=told[IDENTITY],
+        owner=told.get(OWNER, ""),
+        tools=tuple(told.get(TOOLS, ())),
+        forced=told.get(FORCED, False),
+        parser=told.get(PARSER, ""),
+    )
+    return hints, told[ARRIVED], told.get(TENANT, "")
 
 
 def actions_of(req: Any) -> list[KvAction]:
@@ -82,32 +101,44 @@ def _stamped(req: Any) -> dict[str, Any] | None:
     return None
 
 
-def _envelope(
-    envelope: Any, sampling_params: Any, session_id: Any, headers: Mapping[str, str], retain: KvAction | None
-) -> KvHintsEnvelope:
+class _Told(NamedTuple):
+    """What the whole request says, whichever of its prompts is meant."""
+
+    hints: Hints
+    ours: dict[str, Any]
+    retain: KvAction | None
+
+
+def _ours(manager: Any, headers: Mapping[str, str], body: object) -> dict[str, Any]:
+    """What no client may say itself: when the request came, from whom, and which tools its model may call."""
+    offer = conventions.offer(body)
+    tenant = headers.get(os.environ.get(variable("tenant_header")) or "", "")
+    told = {TENANT: tenant[:ID_LENGTH], OWNER: conventions.owner(headers)}
+    if offer.tools:
+        told |= {TOOLS: list(offer.tools), FORCED: offer.forced, PARSER: manager.config_value("tool_call_parser")}
+    return {ARRIVED: time.monotonic()} | {key: value for key, value in told.items() if value}
+
+
+def _envelope(envelope: Any, sampling_params: Any, told: _Told) -> tuple[KvHintsEnvelope, Hints]:
     given = decode_kv_hints_envelope(envelope) if envelope else None
     actions = given.actions if given else []
-    told = _told([a.payload for a in actions if a.action_type == ACTION], sampling_params)
-    hints = _hints(told, session_id, headers)
+    said = _said([a.payload for a in actions if a.action_type == ACTION], sampling_params)
+    hints = _hints(said, told.hints)
     counts["ignored_keys"] += len(hints.ignored)
     counts["clipped_values"] += len(hints.clipped)
     others = [a for a in actions if a.action_type != ACTION]
-    listed = _listed(told.get("kv"))
+    listed = _listed(said.get("kv"))
     orders = [*(a for a in others if a.action_type in KINDS), *listed]
     check([(a.action_type, a.payload, a.action_id) for a in orders])
-    if retain is not None and hints.program_id is not None:
-        listed.append(_action(retain.id, retain.kind, {"ttl_s": retain.ttl_s}))
-    tenant = headers.get(os.environ.get(variable("tenant_header")) or "", "")
-    ours = _action(
-        "astraea",
-        ACTION,
-        payload(hints) | {ARRIVED: time.monotonic()} | ({TENANT: tenant[:ID_LENGTH]} if tenant else {}),
-    )
-    return KvHintsEnvelope(
+    if told.retain is not None and hints.program_id is not None:
+        listed.append(_action(told.retain.id, told.retain.kind, {"ttl_s": told.retain.ttl_s}))
+    ours = _action("astraea", ACTION, payload(hints) | told.ours | {IDENTITY: hints.identity})
+    carried = KvHintsEnvelope(
         protocol_version=given.protocol_version if given else "1",
         message_id=given.message_id if given else "astraea",
         actions=[*others, *listed, ours],
     )
+    return carried, hints
 
 
 def _action(id: Any, kind: Any, payload: dict[str, Any]) -> KvHintAction:
@@ -130,7 +161,7 @@ def _listed(items: object) -> list[KvHintAction]:
     return actions
 
 
-def _told(payloads: list[Any], sampling_params: Any) -> Mapping[Any, Any]:
+def _said(payloads: list[Any], sampling_params: Any) -> Mapping[Any, Any]:
     """The explicit hints: those in kv_hints, else those in custom_params."""
     custom = sampling_params.get("custom_params") if isinstance(sampling_params, dict) else None
     if not payloads and isinstance(custom, dict) and "astraea" in custom:
@@ -147,20 +178,22 @@ def _plain(sampling_params: Any) -> Any:
     return {**sampling_params, "custom_params": rest or None}
 
 
-def _hints(told: Mapping[Any, Any], session_id: Any, headers: Mapping[str, str]) -> Hints:
-    """Explicit hints first, then the body's session_id, then the headers."""
-    hints = parse(told)
-    if session_id is not None:
-        session_id = identity(session_id, "session_id")
-    header_id, parent = headers.get("x-dynamo-session-id"), headers.get("x-dynamo-parent-session-id")
-    if session_id is None and header_id is not None:
-        session_id = identity(header_id, "the header X-Dynamo-Session-ID")
-    if parent is not None:
-        parent = identity(parent, "the header X-Dynamo-Parent-Session-ID")
+def _hints(said: Mapping[Any, Any], told: Hints) -> Hints:
+    """What our own clients say goes first, then what the request says by any other convention."""
+    hints = parse(said)
+    declares = hints.structure is not None or hints.structure_ref is not None
     return replace(
         hints,
-        program_id=hints.program_id or session_id,
-        parent_id=hints.parent_id or parent,
+        program_id=hints.program_id or told.program_id,
+        program_class=hints.program_class or told.program_class,
+        parent_id=hints.parent_id or told.parent_id,
+        expected_tool_s=told.expected_tool_s if hints.expected_tool_s is None else hints.expected_tool_s,
+        osl=told.osl if hints.osl is None else hints.osl,
+        priority=told.priority if hints.priority is None else hints.priority,
+        node=hints.node or (told.node if declares else None),
         structure_ref=digest(hints.structure) if hints.structure else hints.structure_ref,
-        final=hints.final or headers.get("x-dynamo-session-final", "").lower() == "true",
+        final=hints.final or told.final,
+        identity="hints" if hints.program_id is not None else told.identity,
+        ignored=hints.ignored + told.ignored + (() if declares or told.node is None else (".".join(STEP),)),
+        clipped=hints.clipped + told.clipped,
     )

@@ -16,9 +16,11 @@ from sglang.srt.runtime_context import get_parallel
 from astraea_sglang.actions import KvAction, Outcome
 from astraea_sglang.config import Config
 from astraea_sglang.costs import StepCosts
+from astraea_sglang.hints import Hints
 from astraea_sglang.keeper import Keeper
 from astraea_sglang.obey import carry_out, obey
-from astraea_sglang.patches.answers import tell
+from astraea_sglang.patches.answers import recognised, tell
+from astraea_sglang.patches.boundary import tools_called
 from astraea_sglang.patches.intake import actions_of, hints_of
 from astraea_sglang.patches.metrics import Metrics
 from astraea_sglang.patches.radix import AstraeaRadixCache
@@ -110,8 +112,18 @@ def queued(engine: Engine, scheduler: Any, result: None, req: Any, is_retracted:
         hints, arrived, tenant = hints_of(req, engine.table.structures)
         engine.table.advance(arrived)
         most = getattr(req.sampling_params, "max_new_tokens", 0) or 0
-        tier = _tier(req.priority, scheduler.schedule_low_priority_values_first)
-        segment = req.astraea = engine.table.arrive(req.rid, hints, len(req.origin_input_ids), most, tier=tier)
+        prompt = req.origin_input_ids
+        segment = req.astraea = engine.table.arrive(
+            req.rid,
+            hints,
+            len(prompt),
+            most,
+            tier=_tier(req, hints, scheduler.schedule_low_priority_values_first),
+            prompt=prompt,
+            space=f"{hints.owner}\0{tenant}\0{req.extra_key or ''}",
+        )
+        if hints.program_id is None and not segment.program.anonymous:
+            recognised(req, segment.program.id)
         segment.program.tenant = segment.program.tenant or tenant
         if engine.keeper is not None:
             engine.keeper.returned(segment.program)
@@ -152,10 +164,7 @@ def stepped(engine: Engine, scheduler: Any, result: None, batch: Any, outcome: A
         engine.table.serve(segment, len(req.output_ids))
         if req.finished():
             req.astraea = None  # an overlapped batch may show a finished request once more
-            program, tree = segment.program, scheduler.tree_cache
-            if isinstance(tree, AstraeaRadixCache) and not program.anonymous:
-                tree.ends(program, req.last_node)
-            _finish(engine, tree, segment, aborted=isinstance(req.finished_reason, FINISH_ABORT))
+            _finish(engine, scheduler.tree_cache, segment, req, aborted=isinstance(req.finished_reason, FINISH_ABORT))
 
 
 @softly
@@ -163,12 +172,16 @@ def dropped(engine: Engine, scheduler: Any, result: None, abort_req: Any, req: A
     """AFTER Scheduler.send_abort_output: a segment was aborted while it waited, or found no memory even alone."""
     if getattr(req, "astraea", None) is not None:
         segment, req.astraea = req.astraea, None
-        _finish(engine, scheduler.tree_cache, segment, aborted=True)
+        _finish(engine, scheduler.tree_cache, segment, req, aborted=True)
 
 
-def _finish(engine: Engine, tree: Any, segment: Segment, *, aborted: bool) -> None:
+def _finish(engine: Engine, tree: Any, segment: Segment, req: Any, *, aborted: bool) -> None:
     program = segment.program
-    engine.table.finish(segment, aborted=aborted)
+    tools = None if aborted else tools_called(req, segment.hints)
+    if isinstance(tree, AstraeaRadixCache) and segment.running and (tools or not program.anonymous):
+        tree.ends(program, req.last_node)
+    tokens = [*req.origin_input_ids, *req.output_ids] if program.nameless else ()
+    engine.table.finish(segment, aborted=aborted, tokens=tokens, tools=tools)
     if isinstance(tree, AstraeaRadixCache):  # an aborted segment may leave less than it computed
         engine.table.evicted(program, tree.remains(program))
     if engine.keeper is not None and program.idle_since is not None:
@@ -185,11 +198,11 @@ def _obeyed(keeper: Keeper | None, program: Program, actions: list[KvAction]) ->
     return [obey(keeper, program, each) for each in actions]
 
 
-def _tier(priority: int | None, low_first: bool) -> int:
+def _tier(req: Any, hints: Hints, low_first: bool) -> int:
     """In which strict tier is a request? 0 first, and as in SGLang, one without a priority comes last."""
-    if priority is None:
-        return sys.maxsize
-    return priority if low_first else -priority
+    if req.priority is not None:
+        return req.priority if low_first else -req.priority
+    return sys.maxsize if hints.priority is None else -hints.priority
 
 
 def _measure(engine: Engine, batch: Any) -> None:

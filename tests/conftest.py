@@ -9,13 +9,19 @@ from pathlib import Path
 
 import httpx
 import pytest
+from hypothesis import settings
 
 from astraea_sglang.serving import Server, start
 
 ADMIN_KEY = "only-for-tests"
 SERVER_FLAGS = shlex.split(
-    f"--max-total-tokens 8192 --max-running-requests 2 --admin-api-key {ADMIN_KEY} --astraea-reap-after 4"
+    f"--max-total-tokens 8192 --max-running-requests 2 --admin-api-key {ADMIN_KEY} --astraea-reap-after 4 "
+    "--tool-call-parser hermes"
 )
+
+
+settings.register_profile("shared machine", deadline=None)  # how fast a test is says nothing there
+settings.load_profile("shared machine")
 
 
 @pytest.fixture(scope="session", autouse=True)

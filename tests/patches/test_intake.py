@@ -121,7 +121,7 @@ def test_orders_listed_in_the_hints_become_actions(fields):
 
 def test_listed_orders_do_not_survive_in_the_hints():
     *kv, ours = decode_kv_hints_envelope(taken_in(**custom(program_id="p", kv=KV)).kv_hints).actions
-    assert ours.payload.keys() == {"program_id", "arrived"}
+    assert ours.payload.keys() == {"program_id", "arrived", "identity"}
     assert [a.payload for a in kv] == [{"ttl_s": 30, "colour": "red"}, {"tokens": 4096}]
 
 

@@ -1,0 +1,44 @@
+"""Programs that no client named: whose next segment is a prompt, and which of them are over but may go on?"""
+
+from collections.abc import Sequence
+
+from astraea_sglang.continuations import Continuations
+from astraea_sglang.program import Program, Segment
+
+KEPT = 4096  # finished segments, and programs that are over
+
+
+class Nameless:
+    """A request without identity is a program of one segment, until a later prompt continues its path."""
+
+    def __init__(self, on: bool) -> None:
+        self.on = on
+        self.continuations = Continuations(KEPT)
+        self._over: dict[str, Program] = {}
+
+    def whose(self, prompt: Sequence[int], space: str) -> str | None:
+        """Which program's next segment has this prompt, in token ids? Its key; None if nobody's, or if in doubt."""
+        return self.continuations.continued(prompt, space) if self.on and prompt else None
+
+    def finished(self, segment: Segment, tokens: Sequence[int]) -> None:
+        """A segment is over; `tokens` are its prompt's and its output's ids."""
+        if self.on and tokens and segment.program.nameless:
+            prompt, output = tokens[: segment.prompt_tokens], tokens[segment.prompt_tokens :]
+            self.continuations.finished(segment.program.key, prompt, output, segment.space)
+
+    def over(self, program: Program, *, may_go_on: bool) -> None:
+        """A program is over; one that may go on is remembered."""
+        if not program.nameless or not self.on:
+            return
+        if not may_go_on:
+            self.continuations.forget(program.key)
+            return
+        self._over[program.key] = program
+        if len(self._over) > KEPT:
+            oldest = next(iter(self._over))
+            del self._over[oldest]
+            self.continuations.forget(oldest)
+
+    def again(self, key: str) -> Program | None:
+        """The program that was over, and goes on; None if it is not remembered."""
+        return self._over.pop(key, None)

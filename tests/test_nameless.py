@@ -1,0 +1,157 @@
+"""Programs that no client named, events about tools, and programs of different keys, in the table."""
+
+from astraea_sglang.hints import Hints
+from astraea_sglang.program import State
+from tests.builders import arrive, table
+
+SYSTEM = list(range(100))
+SPACE = ""
+
+
+def ask(t, rid: str, prompt: list[int], space: str = SPACE, **hints):
+    segment = t.arrive(rid, Hints(**hints), len(prompt), 64, prompt=prompt, space=space)
+    t.start(segment, len(prompt))
+    return segment
+
+
+def answer(t, segment, prompt: list[int], output: list[int], tools=None) -> list[int]:
+    t.advance(t.now + 1)
+    t.serve(segment, len(output))
+    t.finish(segment, tokens=[*prompt, *output], tools=tools)
+    return [*prompt, *output]
+
+
+def turn(t, rid: str, prompt: list[int], output: list[int], tools=None, **hints):
+    segment = ask(t, rid, prompt, **hints)
+    return segment, answer(t, segment, prompt, output, tools)
+
+
+OUT = [7, 8, 9, 10, 11]
+
+
+def test_a_prompt_that_continues_a_call_is_the_next_segment_of_one_program():
+    t = table()
+    first, path = turn(t, "r1", SYSTEM, OUT, tools=("search",))
+    assert first.program.state is State.TOOL_WAIT and first.program.next_tool == "search"
+    second, _ = turn(t, "r2", [*path, 1, 2, 3], OUT, tools=())
+    assert second.program is first.program and not t.programs
+    (over,) = t.finished
+    assert (over.id, over.why, over.segments, over.tools, over.identity) == ("r1", "answered", 2, ["search"], "prompt")
+
+
+def test_a_chat_that_goes_on_after_its_answer_is_the_same_program():
+    t = table()
+    first, path = turn(t, "r1", SYSTEM, OUT, tools=("search",))
+    second, path = turn(t, "r2", [*path, 1, 2, 3], OUT, tools=())
+    third = ask(t, "r3", [*path, 4, 5, 6])
+    assert third.program is first.program is second.program and not t.finished and third.program.segments == 3
+
+
+def test_a_single_request_is_done_at_once_and_goes_on_when_continued():
+    t = table()
+    first, path = turn(t, "r1", SYSTEM, OUT)
+    assert not t.programs and not t.finished and t.counts["final_programs"] == 1
+    second = ask(t, "r2", [*path, 1, 2, 3])
+    assert second.program is first.program and second.program.state is State.RUNNING
+    answer(t, second, [*path, 1, 2, 3], OUT)
+    assert second.program.state is State.TOOL_WAIT  # it has come back once
+
+
+def test_strangers_with_a_common_prefix_stay_apart():
+    t = table()
+    turn(t, "r1", [*SYSTEM, 1, 2, 3], OUT)
+    assert ask(t, "r2", [*SYSTEM, 4, 5, 6]).program.id == "r2"
+
+
+def test_twins_are_nobodys():
+    t = table()
+    _, path = turn(t, "r1", SYSTEM, OUT)
+    turn(t, "r2", SYSTEM, OUT)
+    assert ask(t, "r3", [*path, 1]).program.id == "r3"
+
+
+def test_prompts_are_compared_within_a_space_only():
+    t = table()
+    first = ask(t, "r1", SYSTEM, space="a")
+    path = answer(t, first, SYSTEM, OUT)
+    assert ask(t, "r2", [*path, 1], space="b").program is not first.program
+    assert ask(t, "r3", [*path, 1], space="a").program is first.program
+
+
+def test_named_programs_are_neither_recognised_nor_taken_for_others():
+    t = table()
+    _, path = turn(t, "r1", SYSTEM, OUT, program_id="p")
+    assert ask(t, "r2", [*path, 1]).program.id == "r2"
+
+
+def test_recognition_can_be_switched_off():
+    t = table(recognise="off")
+    _, path = turn(t, "r1", SYSTEM, OUT, tools=("search",))
+    assert not t.programs and ask(t, "r2", [*path, 1]).program.id == "r2"
+
+
+def test_no_client_can_name_a_nameless_program():
+    t = table()
+    first, _ = turn(t, "r1", SYSTEM, OUT, tools=("search",))
+    assert arrive(t, "r2", "r1").program is not first.program and t.find("r1") is not first.program
+
+
+def test_programs_of_different_keys_never_meet():
+    t = table()
+    mine, theirs = (t.arrive(rid, Hints("p", owner=owner), 100, 64) for rid, owner in (("1", "a"), ("2", "b")))
+    assert mine.program is not theirs.program
+    assert t.find("p") is None and t.find("p", "a") is mine.program
+    child = t.arrive("3", Hints("c", parent_id="p", owner="b"), 100, 64)
+    assert child.program.run is theirs.program.run
+    assert not t.end("p", "c") and t.end("p", "a") and theirs.program.closing is None
+
+
+def test_an_id_that_is_used_again_after_its_end_is_a_new_program():
+    t = table()
+    first = arrive(t, "1", "p", final=True)
+    t.start(first, 100)
+    t.finish(first)
+    assert arrive(t, "2", "p").program is not first.program
+
+
+def test_parents_that_do_not_exist_are_counted_and_cycles_end():
+    t = table()
+    a = arrive(t, "1", "a", parent_id="b")
+    b = arrive(t, "2", "b", parent_id="a")
+    assert t.counts["unknown_parents"] == 1 and a.program.run is b.program.run
+    arrive(t, "3", "self", parent_id="self")
+    assert t.counts["unknown_parents"] == 2
+
+
+def test_a_pause_ends_when_all_its_tools_have():
+    t = table()
+    segment, _ = turn(t, "r1", SYSTEM, OUT, tools=("a", "b"), program_id="p")
+    program = segment.program
+    assert program.next_tool == "a+b" and t.tool_started(program, "1", "a")
+    assert not t.tool_finished(program, tool="a") and t.tool_finished(program, tool="b")
+    assert not t.tool_finished(program, tool="b") and t.counts["stray_events"] == 1
+    assert not t.programs["p"].calls.running
+
+
+def test_an_event_without_a_tool_ends_them_all():
+    t = table()
+    segment, _ = turn(t, "r1", SYSTEM, OUT, tools=("a", "b"), program_id="p")
+    assert t.tool_finished(segment.program) and not segment.program.calls.running
+
+
+def test_tools_that_ran_alone_tell_how_long_they_take_together():
+    t = table()
+    for name, seconds in [("a", 2.0), ("b", 5.0)] * 3:
+        segment, _ = turn(t, "r", SYSTEM, OUT, tools=(name,), program_id="p")
+        t.advance(t.now + seconds)
+    segment, _ = turn(t, "r", SYSTEM, OUT, tools=("b", "a"), program_id="p")
+    assert t.predictor.tool_remaining(segment.program, 0.0) == 5.0
+    segment, _ = turn(t, "r", SYSTEM, OUT, tools=("a", "c"), program_id="p")
+    assert t.predictor.tool_remaining(segment.program, 0.0) is None
+
+
+def test_ten_thousand_nameless_programs_that_never_end_stay_bounded():
+    t = table(max_programs=500)
+    for i in range(10_000):
+        turn(t, f"r{i}", [i, *SYSTEM], OUT, tools=("search",))
+    assert len(t.programs) == 500 and len(t.nameless.continuations) <= 500
