@@ -18,11 +18,13 @@ Dynamo defines is the client's error; elsewhere it is counted and ignored, as it
 
 import hashlib
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from itertools import islice
 from typing import Any, NamedTuple
 
 from astraea_sglang.errors import HintError
 from astraea_sglang.hints import NAME_LENGTH, Hints, identity, parse
+from astraea_sglang.structure import digest
 
 STRICT_BODY = ("program_id", "session_id")
 STRICT_HEADERS = {"x-dynamo-session-id": "X-Dynamo-Session-ID"}
@@ -76,6 +78,26 @@ def read(headers: Mapping[str, str], body: object) -> Hints:
         identity=how,
         ignored=tuple([*ignored, *_unread(told, taken)][:MOST_IGNORED]),
         clipped=advice.clipped,
+    )
+
+
+def together(hints: Hints, told: Hints) -> Hints:
+    """What does a request say in all? `hints` is what clients of this package say, `told` what `read` finds."""
+    declares = hints.structure is not None or hints.structure_ref is not None
+    return replace(
+        hints,
+        program_id=hints.program_id or told.program_id,
+        program_class=hints.program_class or told.program_class,
+        parent_id=hints.parent_id or told.parent_id,
+        expected_tool_s=told.expected_tool_s if hints.expected_tool_s is None else hints.expected_tool_s,
+        osl=told.osl if hints.osl is None else hints.osl,
+        priority=told.priority if hints.priority is None else hints.priority,
+        node=hints.node or (told.node if declares else None),
+        structure_ref=digest(hints.structure) if hints.structure else hints.structure_ref,
+        final=hints.final or told.final,
+        identity="hints" if hints.program_id is not None else told.identity,
+        ignored=hints.ignored + told.ignored + (() if declares or told.node is None else (".".join(STEP),)),
+        clipped=hints.clipped + told.clipped,
     )
 
 

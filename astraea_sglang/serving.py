@@ -17,6 +17,8 @@ from astraea_sglang.errors import ServerError
 
 Settings = dict[str, str | None]  # a flag that takes no value has None
 FLAGS: Settings = {"--schedule-policy": "astraea", "--enable-metrics": None, "--enable-cache-report": None}
+MIXED: Settings = {"--enable-mixed-chunk": None}  # else every prefill stalls all that decodes: measured, see README
+UNMIXED = ("--speculative", "--enable-hisparse", "--enable-megamoe-for-layernorm-sp")  # SGLang refuses the two together
 CPU_FLAGS: Settings = {
     "--sleep-on-idle": None,  # an idle scheduler would spin on a core that tools could use
     "--disable-overlap-schedule": None,  # a CPU forward is synchronous: nothing to overlap
@@ -42,7 +44,8 @@ def has_accelerator() -> bool:
 def added_flags(flags: Sequence[str], *, cpu: bool, smollm2: bool) -> list[str]:
     """Which flags does `astraea serve` add to the user's own? Never one that the user gave; their order is fixed."""
     given = {flag.split("=", 1)[0] for flag in flags}
-    wanted = FLAGS | (CPU_FLAGS if cpu else {}) | (SMOLLM2_FLAGS if smollm2 else {})
+    wanted = FLAGS | ({} if any(flag.startswith(UNMIXED) for flag in given) else MIXED)
+    wanted |= (CPU_FLAGS if cpu else {}) | (SMOLLM2_FLAGS if smollm2 else {})
     wanted |= SMOLLM2_CPU_FLAGS if cpu and smollm2 else {}
     wanted |= HICACHE_CPU_FLAGS if cpu and HICACHE & given else {}
     pairs = [(flag,) if value is None else (flag, value) for flag, value in wanted.items() if flag not in given]

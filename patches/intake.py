@@ -15,11 +15,9 @@ from astraea_sglang import conventions
 from astraea_sglang.actions import KINDS, MOST_ACTIONS, KvAction, cache_control, check
 from astraea_sglang.actions import parse as parse_action
 from astraea_sglang.config import variable
-from astraea_sglang.conventions import STEP
 from astraea_sglang.errors import HintError
 from astraea_sglang.hints import ID_LENGTH, Hints, decoded, described, parse, payload
 from astraea_sglang.patches.args import POLICY
-from astraea_sglang.structure import digest
 
 ACTION = "astraea.program"
 ARRIVED = "arrived"  # our own key beside the client's: monotonic seconds of the host that rank 0 runs on, too
@@ -77,7 +75,7 @@ def hints_of(req: Any, structures: Container[str]) -> tuple[Hints, float, str]:
         told = {key: value for key, value in told.items() if key != "structure"}
     hints = replace(
         parse(told),
-        identity=told[IDENTITY],
+        identity=told.get(IDENTITY, ""),
         owner=told.get(OWNER, ""),
         tools=tuple(told.get(TOOLS, ())),
         forced=told.get(FORCED, False),
@@ -123,7 +121,7 @@ def _envelope(envelope: Any, sampling_params: Any, told: _Told) -> tuple[KvHints
     given = decode_kv_hints_envelope(envelope) if envelope else None
     actions = given.actions if given else []
     said = _said([a.payload for a in actions if a.action_type == ACTION], sampling_params)
-    hints = _hints(said, told.hints)
+    hints = conventions.together(parse(said), told.hints)
     counts["ignored_keys"] += len(hints.ignored)
     counts["clipped_values"] += len(hints.clipped)
     others = [a for a in actions if a.action_type != ACTION]
@@ -176,24 +174,3 @@ def _plain(sampling_params: Any) -> Any:
         return sampling_params
     rest = {key: value for key, value in custom.items() if key != "astraea"}
     return {**sampling_params, "custom_params": rest or None}
-
-
-def _hints(said: Mapping[Any, Any], told: Hints) -> Hints:
-    """What our own clients say goes first, then what the request says by any other convention."""
-    hints = parse(said)
-    declares = hints.structure is not None or hints.structure_ref is not None
-    return replace(
-        hints,
-        program_id=hints.program_id or told.program_id,
-        program_class=hints.program_class or told.program_class,
-        parent_id=hints.parent_id or told.parent_id,
-        expected_tool_s=told.expected_tool_s if hints.expected_tool_s is None else hints.expected_tool_s,
-        osl=told.osl if hints.osl is None else hints.osl,
-        priority=told.priority if hints.priority is None else hints.priority,
-        node=hints.node or (told.node if declares else None),
-        structure_ref=digest(hints.structure) if hints.structure else hints.structure_ref,
-        final=hints.final or told.final,
-        identity="hints" if hints.program_id is not None else told.identity,
-        ignored=hints.ignored + told.ignored + (() if declares or told.node is None else (".".join(STEP),)),
-        clipped=hints.clipped + told.clipped,
-    )

@@ -12,11 +12,16 @@ def test_a_users_flag_is_never_overridden():
 
 
 def test_policy_and_metrics_are_added_everywhere_the_rest_where_it_helps():
-    everywhere = ["--schedule-policy", "astraea", "--enable-metrics", "--enable-cache-report"]
+    everywhere = ["--schedule-policy", "astraea", "--enable-metrics", "--enable-cache-report", "--enable-mixed-chunk"]
     assert added_flags([], cpu=False, smollm2=False) == everywhere
     assert "--sleep-on-idle" in added_flags([], cpu=True, smollm2=False)
     assert "hermes" in added_flags([], cpu=False, smollm2=True)
     assert "--max-total-tokens" not in added_flags([], cpu=True, smollm2=False)
+
+
+@pytest.mark.parametrize("flag", ["--speculative-algorithm=EAGLE", "--enable-hisparse"])
+def test_chunks_are_not_mixed_where_sglang_refuses_to(flag):
+    assert "--enable-mixed-chunk" not in added_flags([flag], cpu=False, smollm2=False)
 
 
 @pytest.mark.parametrize("flag", ["--enable-hierarchical-cache", "--enable-hicache"])

@@ -3,19 +3,16 @@
 import json
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from astraea_sglang.bench.plans import ProgramPlan, SegmentPlan
 from astraea_sglang.bench.traces.rows import longest
+from astraea_sglang.conventions import read, together
 from astraea_sglang.errors import HintError
-from astraea_sglang.hints import ID_LENGTH, Hints, decoded, identity, parse
+from astraea_sglang.hints import ID_LENGTH, Hints, decoded, parse
 
-# After what the body says: the first of these that a request has is its program, or its program's parent.
-SESSION_HEADERS = (
-    "x-dynamo-session-id", "x-claude-code-session-id", "session-id", "session_id", "x-session-id", "x-correlation-id",
-)  # fmt: skip
-PARENT_HEADERS = ("x-dynamo-parent-session-id", "x-parent-session-id")
 ROUTES = ("/generate", "/v1/chat/completions", "/v1/completions", "/v1/messages", "/v1/responses")
 CHARACTERS = 4  # of a request's body in one token, where the server does not tell the tokens of its prompt
 
@@ -46,20 +43,13 @@ class Recorded(NamedTuple):
 
 
 def caller(headers: Mapping[str, str], body: object) -> Caller:
-    """Who asks, by the hints, `session_id` or headers of a request? What is malformed tells nothing.
-
-    Claude Code's sub-agents share their session's header: `x-claude-code-agent-id` makes each a child session.
-    """
+    """Who asks, by any convention? What is malformed tells nothing."""
     told = body if isinstance(body, Mapping) else {}
     hints = _hints(told)
-    program = hints.program_id or _identity(told.get("session_id")) or _first(headers, SESSION_HEADERS)
-    parent = hints.parent_id or _first(headers, PARENT_HEADERS)
-    session, agent = headers.get("x-claude-code-session-id"), headers.get("x-claude-code-agent-id")
-    if session is not None and agent is not None and program == session:
-        above = headers.get("x-claude-code-parent-agent-id")
-        program = _identity(f"{session}:{agent}") or program
-        parent = parent or (_identity(f"{session}:{above}") if above else None) or session
-    return Caller(program, parent if parent != program else None, hints.program_class, hints.next_tool)
+    with suppress(HintError):
+        hints = together(hints, read(headers, told))
+    parent = hints.parent_id if hints.parent_id != hints.program_id else None
+    return Caller(hints.program_id, parent, hints.program_class, hints.next_tool)
 
 
 def _hints(body: Mapping[Any, Any]) -> Hints:
@@ -74,17 +64,6 @@ def _hints(body: Mapping[Any, Any]) -> Hints:
         return parse(decoded(told[-1])) if told else Hints()
     except HintError:
         return Hints()
-
-
-def _identity(value: object) -> str | None:
-    try:
-        return None if value is None else identity(value, "session_id")
-    except HintError:
-        return None
-
-
-def _first(headers: Mapping[str, str], names: Sequence[str]) -> str | None:
-    return next((id for name in names if (id := _identity(headers.get(name))) is not None), None)
 
 
 class Tally:

@@ -65,8 +65,8 @@ def event(value: dict) -> bytes:
             {"x-claude-code-session-id": "c", "x-claude-code-agent-id": "a", "x-claude-code-parent-agent-id": "b"},
             {}, "c:a", "c:b",
         ),
-        ({"x-session-id": "x"}, {"custom_params": {"astraea": "no json"}, "session_id": ""}, "x", None),
-        ({"x-dynamo-session-id": "a" * 257, "x-session-id": "x"}, {"kv_hints": [ACTIONS], "session_id": 7}, "x", None),
+        ({"x-session-id": "x"}, {"custom_params": {"astraea": "no json"}, "session_id": ""}, None, None),
+        ({"x-dynamo-session-id": "a" * 257, "x-session-id": "x"}, {"kv_hints": [ACTIONS], "session_id": 7}, None, None),
     ],
 )  # fmt: skip
 def test_a_request_names_its_program_by_hints_then_session_then_headers(headers, body, program, parent):
