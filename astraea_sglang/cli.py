@@ -198,6 +198,18 @@ def baselines() -> None:
 
 
 @lab.command()
+def recognise(
+    workload: Workload = "coding,infercept,mixed,bfcl",
+    seeds: Seeds = "1",
+    programs: Programs = None,
+) -> None:
+    """How well are programs found by their prompts alone? Precision and recall over the lab's workloads."""
+    from astraea_sglang.bench.recognise import run
+
+    raise typer.Exit(run(workload, seeds, programs))
+
+
+@lab.command()
 def calibrate(
     url: Annotated[str, typer.Option(help="An SGLang server that does nothing else meanwhile.")],
     out: Annotated[Path, typer.Option(help="The file to write, or a folder.")] = Path("device.json"),

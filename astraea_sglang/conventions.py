@@ -43,6 +43,7 @@ ADVICE = {  # where -> which hint it is
 KEY_HEADERS = ("authorization", "x-api-key", "api-key")  # OpenAI's, Anthropic's and Azure's
 MOST_OFFERED = 128  # tools of one request whose names are kept
 MOST_IGNORED = 16
+NOTHING = Hints()
 STEP = ("agent_hints", "step_id")  # a node, for who declares a structure: else it may be new in every request
 
 
@@ -58,14 +59,14 @@ def read(headers: Mapping[str, str], body: object) -> Hints:
 
     `headers` are looked up in lower case. A list of session_ids, as SGLang takes for a batch, names no program.
     """
-    told = body if isinstance(body, Mapping) else {}
+    told = body if isinstance(body, dict) else {}
     ignored: list[str] = []
     program, how = _identity(headers, told, ignored)
     parent = _parent(headers, told, ignored)
     program, how, parent = _claude_code(headers, program, how, parent, ignored)
     payload, taken = _advice(told, ignored)
     step = _name(told, STEP, ignored)
-    advice = parse(payload)
+    advice = parse(payload) if payload else NOTHING
     return Hints(
         program_id=program,
         parent_id=parent,
@@ -112,9 +113,9 @@ def owner(headers: Mapping[str, str]) -> str:
 
 def offer(body: object) -> Offer:
     """Which tools does a body of the chat, Anthropic or Responses API offer its model? None when it forbids them."""
-    told = body if isinstance(body, Mapping) else {}
+    told = body if isinstance(body, dict) else {}
     tools, choice = told.get("tools"), told.get("tool_choice")
-    kind = choice.get("type") if isinstance(choice, Mapping) else choice
+    kind = choice.get("type") if isinstance(choice, dict) else choice
     if not isinstance(tools, list) or kind == "none":
         return Offer(())
     names = (_tool_name(tool) for tool in islice(tools, MOST_OFFERED))
@@ -122,12 +123,12 @@ def offer(body: object) -> Offer:
 
 
 def _tool_name(tool: object) -> str | None:
-    function = tool.get("function", tool) if isinstance(tool, Mapping) else None
-    name = function.get("name") if isinstance(function, Mapping) else None
+    function = tool.get("function", tool) if isinstance(tool, dict) else None
+    name = function.get("name") if isinstance(function, dict) else None
     return name[:NAME_LENGTH] if isinstance(name, str) else None
 
 
-def _identity(headers: Mapping[str, str], body: Mapping[Any, Any], ignored: list[str]) -> tuple[str | None, str]:
+def _identity(headers: Mapping[str, str], body: dict[Any, Any], ignored: list[str]) -> tuple[str | None, str]:
     for key in STRICT_BODY:
         if (value := body.get(key)) is not None and not isinstance(value, list):
             return identity(value, key), f"body {key}"
@@ -146,7 +147,7 @@ def _identity(headers: Mapping[str, str], body: Mapping[Any, Any], ignored: list
     return None, ""
 
 
-def _parent(headers: Mapping[str, str], body: Mapping[Any, Any], ignored: list[str]) -> str | None:
+def _parent(headers: Mapping[str, str], body: dict[Any, Any], ignored: list[str]) -> str | None:
     if (value := headers.get("x-dynamo-parent-session-id")) is not None:
         return identity(value, "the header X-Dynamo-Parent-Session-ID")
     if (value := headers.get("x-parent-session-id")) is not None:
@@ -169,7 +170,7 @@ def _claude_code(
     return child, how, parent
 
 
-def _advice(body: Mapping[Any, Any], ignored: list[str]) -> tuple[dict[str, Any], set[tuple[str, ...]]]:
+def _advice(body: dict[Any, Any], ignored: list[str]) -> tuple[dict[str, Any], set[tuple[str, ...]]]:
     """The hints in it, each tried alone: one that is malformed is ignored."""
     payload, taken = {}, {*LAST, STEP}
     for path, key in ADVICE.items():
@@ -184,15 +185,15 @@ def _advice(body: Mapping[Any, Any], ignored: list[str]) -> tuple[dict[str, Any]
     return payload, taken
 
 
-def _unread(body: Mapping[Any, Any], taken: set[tuple[str, ...]]) -> Iterator[str]:
+def _unread(body: dict[Any, Any], taken: set[tuple[str, ...]]) -> Iterator[str]:
     for parent in (("nvext", "agent_hints"), ("agent_hints",)):
         values = _at(body, parent)
-        for key in islice(values, MOST_IGNORED) if isinstance(values, Mapping) else ():
+        for key in islice(values, MOST_IGNORED) if isinstance(values, dict) else ():
             if (*parent, key) not in taken:
                 yield ".".join((*parent, str(key)[:NAME_LENGTH]))
 
 
-def _name(body: Mapping[Any, Any], path: tuple[str, ...], ignored: list[str]) -> str | None:
+def _name(body: dict[Any, Any], path: tuple[str, ...], ignored: list[str]) -> str | None:
     value = _at(body, path)
     return None if value is None else _sane(value, ".".join(path), ignored)
 
@@ -205,8 +206,8 @@ def _sane(value: object, name: str, ignored: list[str]) -> str | None:
         return None
 
 
-def _at(body: Mapping[Any, Any], path: tuple[str, ...]) -> object:
+def _at(body: dict[Any, Any], path: tuple[str, ...]) -> object:
     value: object = body
     for key in path:
-        value = value.get(key) if isinstance(value, Mapping) else None
+        value = value.get(key) if isinstance(value, dict) else None
     return value

@@ -14,31 +14,33 @@ class Nameless:
     def __init__(self, on: bool) -> None:
         self.on = on
         self.continuations = Continuations(KEPT)
-        self._over: dict[str, Program] = {}
+        self._over: dict[str, tuple[Program, float]] = {}  # and since when, seconds
 
     def whose(self, prompt: Sequence[int], space: str) -> str | None:
         """Which program's next segment has this prompt, in token ids? Its key; None if nobody's, or if in doubt."""
         return self.continuations.continued(prompt, space) if self.on and prompt else None
 
-    def finished(self, segment: Segment, tokens: Sequence[int]) -> None:
-        """A segment is over; `tokens` are its prompt's and its output's ids."""
-        if self.on and tokens and segment.program.nameless:
-            prompt, output = tokens[: segment.prompt_tokens], tokens[segment.prompt_tokens :]
+    def finished(self, segment: Segment, prompt: Sequence[int], output: Sequence[int]) -> None:
+        """A segment is over; both are token ids."""
+        if self.on and segment.program.nameless:
             self.continuations.finished(segment.program.key, prompt, output, segment.space)
 
-    def over(self, program: Program, *, may_go_on: bool) -> None:
+    def over(self, program: Program, now: float, *, may_go_on: bool) -> None:
         """A program is over; one that may go on is remembered."""
         if not program.nameless or not self.on:
             return
         if not may_go_on:
             self.continuations.forget(program.key)
             return
-        self._over[program.key] = program
+        self._over[program.key] = program, now
         if len(self._over) > KEPT:
             oldest = next(iter(self._over))
             del self._over[oldest]
             self.continuations.forget(oldest)
 
     def again(self, key: str) -> Program | None:
-        """The program that was over, and goes on; None if it is not remembered."""
-        return self._over.pop(key, None)
+        """The program that was over and goes on, paused meanwhile; None if it is not remembered."""
+        program, since = self._over.pop(key, (None, 0.0))
+        if program is not None:
+            program.idle_since = since
+        return program

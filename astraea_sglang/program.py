@@ -86,6 +86,7 @@ class Run:
     born: float  # seconds
     waits: Waits = field(default_factory=Waits)
     alone: float = 0.0  # seconds its segments so far would have taken alone on this engine
+    live: int = 0  # segments
 
 
 @dataclass(slots=True, eq=False)

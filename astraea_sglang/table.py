@@ -47,11 +47,16 @@ class ProgramTable:
         else:
             self.now = max(self.now, now)
         self.costs = costs or self.costs
+        working: list[Program] = []
         while self._idle:
             program = next(iter(self._idle.values()))
             if self.now - (program.idle_since or 0.0) <= self.config.reap_after:
                 break
-            self._remove(program, "reaped")
+            if program.run.live:  # its sub-agent works
+                working.append(self._idle.pop(program.key))
+            else:
+                self._remove(program, "reaped")
+        self._idle |= {program.key: program for program in working}
 
     def arrive(
         self,
@@ -82,6 +87,7 @@ class ProgramTable:
             rid, program, hints, declared, node, self.now, prompt_tokens, max_new_tokens, space, tier, known
         )
         program.live[rid] = segment
+        program.run.live += 1
         program.segments += 1
         program.node = node
         if hints.final or program.anonymous:
@@ -124,16 +130,18 @@ class ProgramTable:
         segment: Segment,
         *,
         aborted: bool = False,
-        tokens: Sequence[int] = (),
+        prompt: Sequence[int] = (),
+        output: Sequence[int] = (),
         tools: Sequence[str] | None = None,
     ) -> None:
         """A segment is over. Its program waits for a tool, or is done; an aborted last segment may be sent again.
 
-        `tokens` are its prompt's and output's ids, `tools` what the output calls: None if nothing was offered.
+        `prompt` and `output` are its token ids, `tools` what the output calls: None if nothing was offered.
         """
         program = segment.program
         if program.live.pop(segment.rid, None) is not segment:
             return
+        program.run.live -= 1
         program.running -= segment.running
         self._running.pop(segment.rid, None)
         if segment.running:  # else nothing of it was computed
@@ -147,7 +155,7 @@ class ProgramTable:
             if segment.hints.final and program.closing == "final":
                 program.closing = None
         else:
-            self.nameless.finished(segment, tokens)
+            self.nameless.finished(segment, prompt, output)
             self._calls(segment, tools)
             self.predictor.finished(segment)
             yielded = not (program.closing and not program.live)
@@ -315,8 +323,7 @@ class ProgramTable:
         del self.programs[program.key]
         self._idle.pop(program.key, None)
         self.counts[f"{why}_programs"] += 1
-        program.idle_since = self.now
-        self.nameless.over(program, may_go_on=why in ("final", "answered"))
+        self.nameless.over(program, self.now, may_go_on=why in ("final", "answered"))
         if why != "forgotten":
             self.predictor.ended(program)
         self.gone(program)

@@ -2,6 +2,7 @@
 
 import json
 import logging
+from collections.abc import Sequence
 from typing import Any
 
 from sglang.srt.entrypoints.openai.protocol import Function, Tool
@@ -13,7 +14,12 @@ from astraea_sglang.hints import NAME_LENGTH, Hints
 logger = logging.getLogger(__name__)
 
 
-def tools_called(req: Any, hints: Hints) -> tuple[str, ...] | None:
+def said(req: Any) -> Sequence[int]:
+    """What did the model say, in token ids? Without the token that ended its turn."""
+    return req.output_ids[:-1] if isinstance(req.finished_reason, FINISH_MATCHED_TOKEN) else req.output_ids
+
+
+def tools_called(req: Any, output: Sequence[int], hints: Hints) -> tuple[str, ...] | None:
     """Which tools does it call, by name and in order? None if its model was offered none, or its output is unreadable.
 
     Without a parser SGLang hands a call over as text, so that its client sees none; one that was forced is a JSON list.
@@ -21,10 +27,7 @@ def tools_called(req: Any, hints: Hints) -> tuple[str, ...] | None:
     if not hints.tools or req.tokenizer is None:
         return None
     try:
-        ids = list(req.output_ids)
-        if isinstance(req.finished_reason, FINISH_MATCHED_TOKEN):
-            ids = ids[:-1]
-        text = req.tokenizer.decode(ids, skip_special_tokens=False)
+        text = req.tokenizer.decode(list(output), skip_special_tokens=False)
         return tuple(name[:NAME_LENGTH] for name in _names(text, hints))
     except Exception:  # a parser's own, on whatever a model says
         logger.debug("astraea: no tool call could be read from the output of %s", req.rid, exc_info=True)

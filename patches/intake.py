@@ -33,7 +33,7 @@ def normalise(manager: Any, obj: Any, request: Any = None) -> list[Hints]:
     """
     if manager.server_args.schedule_policy != POLICY or not isinstance(obj, GenerateReqInput):
         return []
-    headers = request.headers if request is not None else {}
+    headers = dict(request.headers.items()) if request is not None else {}
     body = getattr(request, "_json", None)  # where the request keeps its body once it is parsed
     many = [value for value in (obj.kv_hints, obj.sampling_params) if isinstance(value, list)]
     try:
@@ -121,7 +121,7 @@ def _envelope(envelope: Any, sampling_params: Any, told: _Told) -> tuple[KvHints
     given = decode_kv_hints_envelope(envelope) if envelope else None
     actions = given.actions if given else []
     said = _said([a.payload for a in actions if a.action_type == ACTION], sampling_params)
-    hints = conventions.together(parse(said), told.hints)
+    hints = conventions.together(parse(said), told.hints) if said else told.hints
     counts["ignored_keys"] += len(hints.ignored)
     counts["clipped_values"] += len(hints.clipped)
     others = [a for a in actions if a.action_type != ACTION]

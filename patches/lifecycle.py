@@ -20,7 +20,7 @@ from astraea_sglang.hints import Hints
 from astraea_sglang.keeper import Keeper
 from astraea_sglang.obey import carry_out, obey
 from astraea_sglang.patches.answers import recognised, tell
-from astraea_sglang.patches.boundary import tools_called
+from astraea_sglang.patches.boundary import said, tools_called
 from astraea_sglang.patches.intake import actions_of, hints_of
 from astraea_sglang.patches.metrics import Metrics
 from astraea_sglang.patches.radix import AstraeaRadixCache
@@ -177,11 +177,11 @@ def dropped(engine: Engine, scheduler: Any, result: None, abort_req: Any, req: A
 
 def _finish(engine: Engine, tree: Any, segment: Segment, req: Any, *, aborted: bool) -> None:
     program = segment.program
-    tools = None if aborted else tools_called(req, segment.hints)
+    output = said(req)
+    tools = None if aborted else tools_called(req, output, segment.hints)
     if isinstance(tree, AstraeaRadixCache) and segment.running and (tools or not program.anonymous):
         tree.ends(program, req.last_node)
-    tokens = [*req.origin_input_ids, *req.output_ids] if program.nameless else ()
-    engine.table.finish(segment, aborted=aborted, tokens=tokens, tools=tools)
+    engine.table.finish(segment, aborted=aborted, prompt=req.origin_input_ids, output=output, tools=tools)
     if isinstance(tree, AstraeaRadixCache):  # an aborted segment may leave less than it computed
         engine.table.evicted(program, tree.remains(program))
     if engine.keeper is not None and program.idle_since is not None:

@@ -17,7 +17,7 @@ def ask(t, rid: str, prompt: list[int], space: str = SPACE, **hints):
 def answer(t, segment, prompt: list[int], output: list[int], tools=None) -> list[int]:
     t.advance(t.now + 1)
     t.serve(segment, len(output))
-    t.finish(segment, tokens=[*prompt, *output], tools=tools)
+    t.finish(segment, prompt=prompt, output=output, tools=tools)
     return [*prompt, *output]
 
 
@@ -155,3 +155,22 @@ def test_ten_thousand_nameless_programs_that_never_end_stay_bounded():
     for i in range(10_000):
         turn(t, f"r{i}", [i, *SYSTEM], OUT, tools=("search",))
     assert len(t.programs) == 500 and len(t.nameless.continuations) <= 500
+
+
+def test_a_program_that_is_over_is_not_paused():
+    t = table()
+    segment, _ = turn(t, "r1", SYSTEM, OUT)
+    assert segment.program.idle_since is None
+    again = ask(t, "r2", [*SYSTEM, *OUT, 1])
+    assert again.program is segment.program and t.predictor.dump()["tools"] == [["", "", [0.0]]]
+
+
+def test_a_parent_is_not_reaped_while_its_sub_agent_works():
+    t = table(reap_after=4.0)
+    parent, _ = turn(t, "r1", SYSTEM, OUT, program_id="p")
+    child = ask(t, "r2", [1, 2], program_id="c", parent_id="p")
+    t.advance(t.now + 10)
+    assert t.find("p") is parent.program
+    answer(t, child, [1, 2], OUT)
+    t.advance(t.now + 10)
+    assert t.find("p") is None and t.find("c") is None

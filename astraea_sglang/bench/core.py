@@ -41,7 +41,7 @@ PAUSED = (
 
 
 def run(out: Path) -> int:
-    """Print four tables, leave core.json in `out`. Medians of seconds, as timeit without the garbage collector."""
+    """Print five tables, leave core.json in `out`. Medians of seconds, as timeit without the garbage collector."""
     console = Console()
     grown = [_growth(size) for size in track(SIZES, "the plan alone", console=console)]
     with console.status("SGLang's scheduler, tree and lpm (half a minute to import)"):
@@ -51,11 +51,13 @@ def run(out: Path) -> int:
 
         passes, step_s = measure(BESIDE, ROUNDS)
     paused = [_paused(*policy) for policy in track(PAUSED, "1,000 paused programs, a full pool", console=console)]
+    with console.status("1,000 open programs, a request at a time"):
+        passed = _alone("astraea_sglang.bench.request_path")
     with console.status("memory"):
         memory = {"program_bytes": program_bytes(PROGRAMS), "history_bytes": history_bytes(HOSTILE)}
     out.mkdir(parents=True, exist_ok=True)
     result = {"growth": grown, "orders": _orders(), "beside": passes, "step_s": step_s, "paused": paused}
-    result |= memory
+    result |= {"request_path": passed} | memory
     (out / "core.json").write_text(json.dumps(result, indent=1) + "\n")
     console.print(
         _table(
@@ -125,6 +127,7 @@ def run(out: Path) -> int:
             ],
         )
     )
+    console.print(path_table(passed))
     console.print(f"a step: {step_s * 1e6:.2f} us for each running request")
     console.print(f"a live program: {memory['program_bytes']:,.0f} bytes")
     console.print(f"history, full of made-up classes, nodes and tools: {memory['history_bytes'] / 2**20:.1f} MiB")
@@ -132,16 +135,31 @@ def run(out: Path) -> int:
     return 0
 
 
+def path_table(rows: Sequence[dict[str, Any]]) -> Table:
+    """What does a request pass, part by part? Rows of request_path.py, named and nameless requests side by side."""
+    us = {(row["part"], row["kind"]): (f"{row['p50_s'] * 1e6:.0f}", f"{row['p99_s'] * 1e6:.0f}") for row in rows}
+    return _table(
+        "What a request passes, with 1,000 programs open: us, p50 and p99",
+        ("", "named p50", "p99", "nameless p50", "p99"),
+        [(part, *us[part, "named"], *us[part, "nameless"]) for part in dict.fromkeys(row["part"] for row in rows)],
+    )
+
+
 def _paused(label: str, policy: str, settings: dict[str, str]) -> dict[str, Any]:
-    """Passes under `policy`, in a process of their own: SGLang keeps one live configuration per process."""
+    """Passes under `policy`."""
+    return _alone("astraea_sglang.patches.paused", policy, **settings) | {"policy": label}
+
+
+def _alone(module: str, *arguments: str, **settings: str) -> Any:
+    """What does a module print, as JSON? In a process of its own: SGLang keeps one live configuration per process."""
     from astraea_sglang.bench.runs import ENVIRONMENT
 
-    command = [sys.executable, "-m", "astraea_sglang.patches.paused", policy]
+    command = [sys.executable, "-m", module, *arguments]
     environment = os.environ | ENVIRONMENT | {variable(name): value for name, value in settings.items()}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600)
     if done.returncode:
         raise RuntimeError(f"{' '.join(command)} failed: {done.stderr[-500:]}")
-    return json.loads(done.stdout.splitlines()[-1]) | {"policy": label}
+    return json.loads(done.stdout.splitlines()[-1])
 
 
 def queue(size: int, **settings: Any) -> tuple[ProgramTable, list[tuple[Segment, int]]]:

@@ -6,7 +6,7 @@ import pytest
 from sglang.srt.managers.schedule_batch import FINISH_LENGTH, FINISH_MATCHED_TOKEN
 
 from astraea_sglang.hints import Hints
-from astraea_sglang.patches.boundary import tools_called
+from astraea_sglang.patches.boundary import said, tools_called
 
 END = "<|im_end|>"
 
@@ -25,7 +25,8 @@ def finished(text: str, *, ended: bool = True) -> Any:
 
 
 def called(text: str, *, parser="hermes", forced=False, tools=("search", "add"), ended=True):
-    return tools_called(finished(text, ended=ended), Hints(tools=tools, forced=forced, parser=parser))
+    req = finished(text, ended=ended)
+    return tools_called(req, said(req), Hints(tools=tools, forced=forced, parser=parser))
 
 
 def hermes(*names: str) -> str:
