@@ -1,10 +1,11 @@
 PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
+CLIENTS := .venv-clients/.ready
 comma := ,
 space := $() $()
 
-.PHONY: help setup demo bench bench-full bench-levers bench-retention bench-core test test-fast lint clean
+.PHONY: help setup demo examples bench bench-full bench-levers bench-retention bench-core test test-fast lint clean
 
 help:  ## show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -18,6 +19,14 @@ $(READY): pyproject.toml
 	$(BIN)/uv pip install --python $(BIN)/python --compile-bytecode --editable '.[dev]'
 	$(BIN)/astraea model smollm2
 	touch $@
+
+$(CLIENTS): examples/clients/requirements.txt $(READY)
+	$(BIN)/uv venv --quiet --clear --python $(BIN)/python .venv-clients
+	$(BIN)/uv pip install --quiet --python .venv-clients/bin/python --compile-bytecode --requirement $<
+	touch $@
+
+examples: $(CLIENTS)  ## agents in the DSL and the async layer, and seven clients that know nothing of us, on a real server
+	$(BIN)/python examples/clients/run.py --out report/clients.md
 
 demo: $(READY)  ## a fleet of tool-using agents under SGLang's default policy and under astraea
 	$(BIN)/astraea demo --out demo
@@ -51,7 +60,7 @@ bench-retention: $(READY)  ## ways to treat a paused program's KV, behind the sa
 bench-core: $(READY)  ## what the policy itself costs, in time and memory, beside SGLang's lpm (2 minutes)
 	$(BIN)/astraea bench-core --out report/core
 
-test: $(READY)  ## everything, the real server included
+test: $(CLIENTS)  ## everything, the real server and real clients included
 	$(BIN)/python -m pytest
 
 test-fast: $(READY)  ## what needs no server: under a minute
@@ -63,4 +72,4 @@ lint: $(READY)  ## ruff and pyright
 	$(BIN)/pyright
 
 clean:  ## remove the virtual environment and what was generated
-	rm -rf .venv demo report build *.egg-info .pytest_cache .ruff_cache .hypothesis
+	rm -rf .venv .venv-clients demo report build *.egg-info .pytest_cache .ruff_cache .hypothesis

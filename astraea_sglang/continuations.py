@@ -15,9 +15,7 @@ from hashlib import blake2b
 from itertools import count
 
 BLOCK = 64  # tokens of a prompt that are digested together
-ENOUGH = (
-    4  # tokens of its output, or all of a shorter one, with which a prompt has to go on: its template may alter more
-)
+ENOUGH = 4  # tokens of an output with which a prompt has to go on: a template may alter what follows
 KEPT = 256  # tokens of an output that are compared
 BRANCHES = 32  # finished segments remembered of one program
 WIDTH = array("q").itemsize  # bytes of a token id
@@ -61,8 +59,12 @@ class Continuations:
     def __len__(self) -> int:
         return len(self._ends) + len(self._passed)
 
-    def finished(self, program: str, prompt: Sequence[int], output: Sequence[int], space: str = "") -> None:
+    def finished(
+        self, program: str, prompt: Sequence[int], output: Sequence[int], space: str = "", *, enough: int = ENOUGH
+    ) -> None:
         """A segment of `program` is over; both in token ids. One without output leaves nothing to recognise it by.
+
+        With `enough` tokens of its output, or all of a shorter one, has a prompt to go on that continues it.
 
         If a template drops the beginning of what is generated, such as a thought, it may be told once more without.
         """
@@ -79,7 +81,7 @@ class Continuations:
             digests[blocks],
             len(rest),
             rest + _packed(output[:KEPT]),
-            len(rest) + min(len(output), ENOUGH) * WIDTH,
+            len(rest) + min(len(output), enough) * WIDTH,
         )
         for number, old in list(mine.items()):
             if (old.digest, old.prompt, old.tail) == (path.digest, path.prompt, path.tail):

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from astraea_sglang.continuations import Continuations
+from astraea_sglang.continuations import ENOUGH, Continuations
 from astraea_sglang.program import Program, Segment
 
 KEPT = 4096  # finished segments, and programs that are over
@@ -20,10 +20,12 @@ class Nameless:
         """Which program's next segment has this prompt, in token ids? Its key; None if nobody's, or if in doubt."""
         return self.continuations.continued(prompt, space) if self.on and prompt else None
 
-    def finished(self, segment: Segment, prompt: Sequence[int], output: Sequence[int]) -> None:
-        """A segment is over; both are token ids."""
+    def finished(self, segment: Segment, prompt: Sequence[int], output: Sequence[int], *, called: bool) -> None:
+        """A segment is over; both are token ids. Some clients write what was `called` in words of their own."""
         if self.on and segment.program.nameless:
-            self.continuations.finished(segment.program.key, prompt, output, segment.space)
+            self.continuations.finished(
+                segment.program.key, prompt, output, segment.space, enough=0 if called else ENOUGH
+            )
 
     def over(self, program: Program, now: float, *, may_go_on: bool) -> None:
         """A program is over; one that may go on is remembered."""

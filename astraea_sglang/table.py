@@ -15,7 +15,7 @@ from astraea_sglang.plan import Plan, Planner, Pool
 from astraea_sglang.predict import Predictor
 from astraea_sglang.program import Program, Run, Segment, program_key
 from astraea_sglang.structure import ProgramStructure, Structures
-from astraea_sglang.toolcalls import joined
+from astraea_sglang.toolcalls import joined, parts
 
 FINISHED_KEPT = 256  # programs
 MAX_VISITS = 16  # declared nodes of a program whose segments are counted
@@ -155,7 +155,7 @@ class ProgramTable:
             if segment.hints.final and program.closing == "final":
                 program.closing = None
         else:
-            self.nameless.finished(segment, prompt, output)
+            self.nameless.finished(segment, prompt, output, called=bool(tools))
             self._calls(segment, tools)
             self.predictor.finished(segment)
             yielded = not (program.closing and not program.live)
@@ -272,9 +272,12 @@ class ProgramTable:
         program.anonymous, program.closing, program.identity = False, None, "prompt"
 
     def _calls(self, segment: Segment, tools: Sequence[str] | None) -> None:
-        """A segment's output calls these tools: what does that say of its program? None: nothing."""
+        """A segment's output calls these tools: what does that say of its program? None: it was offered none."""
         program = segment.program
+        if tools is None and program.nameless and program.calls.called:
+            tools = ()  # some clients offer none when they want the answer
         if tools is None:
+            program.calls.expect(parts(segment.hints.next_tool) if segment.hints.next_tool else ())
             return
         program.calls.expect(tools)
         if tools:

@@ -174,3 +174,32 @@ def test_a_parent_is_not_reaped_while_its_sub_agent_works():
     answer(t, child, [1, 2], OUT)
     t.advance(t.now + 10)
     assert t.find("p") is None and t.find("c") is None
+
+
+OWN_WORDS = [50, 51, 52, 53, 54]
+
+
+def test_a_client_that_writes_its_calls_in_its_own_words_is_recognised_by_the_prompt_before_them():
+    t = table()
+    first, _ = turn(t, "r1", SYSTEM, OUT, tools=("search",))
+    assert ask(t, "r2", [*SYSTEM, *OWN_WORDS]).program is first.program
+
+
+def test_a_chat_in_other_words_is_not():
+    t = table()
+    first, _ = turn(t, "r1", SYSTEM, OUT, tools=())
+    assert ask(t, "r2", [*SYSTEM, *OWN_WORDS]).program is not first.program
+
+
+def test_of_two_programs_with_one_prompt_own_words_are_nobodys():
+    t = table()
+    turn(t, "r1", SYSTEM, OUT, tools=("search",))
+    turn(t, "r2", SYSTEM, [*OUT, 12], tools=("search",))
+    assert ask(t, "r3", [*SYSTEM, *OWN_WORDS]).program.id == "r3"
+
+
+def test_a_program_that_is_offered_no_tools_in_the_end_has_answered():
+    t = table()
+    _, path = turn(t, "r1", SYSTEM, OUT, tools=("search",))
+    turn(t, "r2", [*path, 1], OUT)
+    assert [over.why for over in t.finished] == ["answered"]

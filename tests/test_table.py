@@ -228,7 +228,7 @@ def test_the_snapshot_is_json_and_names_state_wait_and_tool():
     (row,) = json.loads(json.dumps(t.snapshot()))["programs"]
     assert row == {
         "id": "p", "class": "react", "parent_id": None, "anonymous": False, "state": "TOOL_WAIT", "segments": 1,
-        "identity": "", "tools": [], "running_tools": [],
+        "identity": "", "tools": ["search"], "running_tools": ["search"],
         "attained_tokens": 110, "wait_s": 0.0, "queue_level": 0, "node": "#0", "next_tool": "search",
         "segments_to_come": 1.0, "tokens_to_come": 128, "age_s": 1.0,
     }  # fmt: skip

@@ -1,0 +1,23 @@
+"""litellm: completion, and a loop of one's own."""
+
+import json
+import sys
+
+import litellm
+from task import FUNCTIONS, MAX_TOKENS, MAX_TURNS, TOOLS, chat, ran
+
+tools = [{"type": "function", "function": function} for function in FUNCTIONS]
+server = {"model": "openai/smollm2", "api_base": sys.argv[1] + "/v1", "api_key": "none"}
+messages, requests = chat(), 0
+while requests < MAX_TURNS:
+    reply = litellm.completion(messages=messages, tools=tools, temperature=0, max_tokens=MAX_TOKENS, **server)
+    requests += 1
+    message = reply.choices[0].message
+    messages.append(message)
+    if not message.tool_calls:
+        break
+    for call in message.tool_calls:
+        result = TOOLS[call.function.name](**json.loads(call.function.arguments))
+        messages.append({"role": "tool", "tool_call_id": call.id, "content": result})
+print(message.content)
+print(json.dumps({"client": "litellm", "requests": requests, "tools": ran}))
