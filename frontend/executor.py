@@ -1,15 +1,14 @@
 """How does a program run its nodes? SGLang's executor of one state, with tool calls and an eye on what follows."""
 
-import logging
-import math
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextvars import ContextVar
 from itertools import chain
 from threading import Event
 from typing import Any
 
-from astraea_sglang.errors import AstraeaError, HintError
+from astraea_sglang.errors import AstraeaError
+from astraea_sglang.frontend.executor_tools import SglParallel, SglTool, results
 from astraea_sglang.frontend.lang import (
     SglCommitLazy,
     SglConcateAndAppend,
@@ -21,52 +20,20 @@ from astraea_sglang.frontend.lang import (
     StreamExecutor,
 )
 from astraea_sglang.frontend.program import Pause, ProgramRun
-from astraea_sglang.hints import NAME_LENGTH
+from astraea_sglang.frontend.program_place import Lines, Path, Place, lines_of
 
-logger = logging.getLogger(__name__)
 current_run: ContextVar[ProgramRun | None] = ContextVar("astraea_program", default=None)
 
 REQUESTS = (SglGen, SglSelect, SglCommitLazy)  # nodes that the endpoint sends to the server
 WAITS = (*REQUESTS, SglConcateAndAppend)  # nodes that end a pause between two generations, or make its length unknown
 
 
-class SglTool(SglExpr):
-    """A tool call among the nodes of a program; built by `tool`."""
+class _Placed(SglExpr):
+    """An expression on its way to the state's thread, with the lines that wrote it."""
 
-    def __init__(
-        self, name: str, fn: Callable[..., object], args: tuple[object, ...], expects: float | None, var: str
-    ) -> None:
+    def __init__(self, expr: Any, lines: Lines | None) -> None:
         super().__init__()
-        self.name, self.fn, self.args, self.expects, self.var = name, fn, args, expects, var
-
-    def __repr__(self) -> str:
-        return f"Tool({self.name!r})"
-
-
-def tool(
-    name: str, fn: Callable[..., object], *args: object, expects: float | None = None, var: str | None = None
-) -> SglTool:
-    """What does `fn(*args)` say? Runs it when the state reaches this node, appends str(result), keeps that as s[var].
-
-    `expects` is how long the call takes, in seconds, if known; `var` is the tool's name unless given. An argument
-    `variable("x")` is read when the node runs. If `fn` raises, the text is `Error: ...`, for the model to read, and
-    `s.get_meta_info(var)["error"]` says the same (None otherwise).
-
-    The server is told of the tool with the generation before it, so the tool must be queued when that starts: true
-    within one expression (`gen("q") + tool(...)`), never once the program has waited for the generation (`s["q"]`),
-    and a matter of luck in between. Raises HintError for a name that is not 1 to 128 printable characters, or a bad
-    `expects`.
-    """
-    if not (1 <= len(name) <= NAME_LENGTH and name.isprintable()):
-        raise HintError(f"tool name {name[:NAME_LENGTH]!r}: give it 1 to {NAME_LENGTH} printable characters")
-    if expects is not None and not (math.isfinite(expects) and expects >= 0):
-        raise HintError(f"tool {name!r}: expects={expects} is no duration; give seconds, such as expects=0.5")
-    return SglTool(name, fn, args, expects, var or name)
-
-
-def variable(name: str) -> SglVariable:
-    """What is s[name] when a tool runs? Stands for it in `tool(...)`, where s[name] would make the program wait."""
-    return SglVariable(name, source=None)
+        self.expr, self.lines = expr, lines
 
 
 class ProgramExecutor(StreamExecutor):
@@ -77,6 +44,10 @@ class ProgramExecutor(StreamExecutor):
         self.caller = current_run.get()  # a streamed program's function runs where this is unknown
         self.segment = 0
         self.pause: Pause | None = None  # what follows the current generation, as far as it is queued
+        self.node: str | None = None  # of the program's structure, at which the current generation is
+        self.path: Path | None = ()  # None where it is not known
+        self._lines: Lines | None = None  # that wrote the current expression
+        self._step = 0  # requests and tool calls of the current expression so far
         self._ahead: deque[Any] = deque()  # the rest of the current expression
         self._ended = False
         super().__init__(*args, **kwargs)
@@ -87,9 +58,12 @@ class ProgramExecutor(StreamExecutor):
         program.opened(self)
 
     def fork(self, size: int = 1, position_ids_offset: list[int] | None = None) -> list[StreamExecutor]:
+        self.sync()  # SGLang sends the prefix for the forks if it sees text by now: always, in place of by luck
+        lines = self._written()
         forks = super().fork(size, position_ids_offset)
-        for state in forks:
+        for i, state in enumerate(forks):
             if self.program and isinstance(state, ProgramExecutor):
+                state.path = None if self.path is None or lines is None else (*self.path, (lines, i))
                 state.enter(self.program)
         return forks
 
@@ -111,34 +85,59 @@ class ProgramExecutor(StreamExecutor):
         if self.program:
             self.program.closed(self)
 
+    def submit(self, expr: Any) -> None:
+        lines = self._written()
+        super().submit(expr if lines is None else _Placed(expr, lines))
+
+    def _written(self) -> Lines | None:
+        traced = self.program and self.program.traced
+        return lines_of(traced.code) if traced else None
+
     def _init_var_event(self, expr: SglExpr) -> None:
-        if isinstance(expr, SglTool):
-            self.variable_event[expr.var] = Event()
-            if self.stream_var_event is not None:
-                self.stream_var_event[expr.var] = Event()
+        if isinstance(expr, _Placed):
+            self._init_var_event(expr.expr)
+        elif isinstance(expr, SglTool | SglParallel):
+            for call in expr.tools:
+                self.variable_event[call.var] = Event()
+                if self.stream_var_event is not None:
+                    self.stream_var_event[call.var] = Event()
         else:
             super()._init_var_event(expr)
 
     def _execute(self, other: SglExpr) -> None:
-        if isinstance(other, SglExprList):
-            self._ahead = deque(_leaves(other))
+        if isinstance(other, _Placed):
+            self._lines, self._step = other.lines, 0
+            self._execute(other.expr)
+            self._lines = None
+        elif isinstance(other, SglExprList):
+            self._ahead = deque(leaves(other))
             while self._ahead:
                 self._execute(self._ahead.popleft())
-        elif isinstance(other, SglTool):
-            self._execute_tool(other)
+        elif isinstance(other, SglTool | SglParallel):
+            self._step += 1
+            self._execute_tools(other)
         else:
             if self.program and isinstance(other, REQUESTS):
                 self.segment, self.pause = self.program.next_segment(), self._next_pause()
+                self.node = self._node(other)
+                self._step += 1
             super()._execute(other)
+
+    def _node(self, request: SglExpr) -> str | None:
+        if self.path is None or self._lines is None or self.program is None or self.program.traced is None:
+            return None
+        name = getattr(request, "name", None) or ""
+        place = Place(type(request).__name__, self.path, self._lines, self._step, name)
+        return self.program.traced.nodes.get(place)
 
     def _next_pause(self) -> Pause | None:
         queued: list[Any] = []
         if self.use_thread:
             with self.queue.mutex:
                 queued = list(self.queue.queue)
-        tools: list[SglTool] = []
-        for node in chain(self._ahead, *map(_leaves, queued)):
-            if isinstance(node, SglTool):
+        tools: list[SglTool | SglParallel] = []
+        for node in chain(self._ahead, *map(leaves, queued)):
+            if isinstance(node, SglTool | SglParallel):
                 tools.append(node)
             elif isinstance(node, WAITS):
                 break
@@ -147,24 +146,18 @@ class ProgramExecutor(StreamExecutor):
         known = [node.expects for node in tools if node.expects is not None]
         return Pause(tools[0].name, sum(known) if len(known) == len(tools) else None)
 
-    def _execute_tool(self, node: SglTool) -> None:
+    def _execute_tools(self, node: SglTool | SglParallel) -> None:
         # A program that the tool runs is this one's child. No reset: this thread is the state's own.
         current_run.set(self.program)
-        args = [self._value(node, arg) for arg in node.args]
-        error = None
-        try:
-            text = str(node.fn(*args))
-        except Exception as failure:
-            logger.debug("tool %r failed", node.name, exc_info=True)
-            error = f"{type(failure).__name__}: {failure}"
-            text = f"Error: {error}"
-        self._execute_fill(text)
-        self.variables[node.var] = text
-        self.meta_info[node.var] = {"tool": node.name, "error": error}
-        self.variable_event[node.var].set()
-        if self.stream_var_event is not None and self.stream_text_event is not None:
-            self.stream_var_event[node.var].set()
-            self.stream_text_event.set()
+        arguments = [[self._value(call, arg) for arg in call.args] for call in node.tools]
+        for call, (text, error) in zip(node.tools, results(node, arguments), strict=True):
+            self._execute_fill(text)
+            self.variables[call.var] = text
+            self.meta_info[call.var] = {"tool": call.name, "error": error}
+            self.variable_event[call.var].set()
+            if self.stream_var_event is not None and self.stream_text_event is not None:
+                self.stream_var_event[call.var].set()
+                self.stream_text_event.set()
 
     def _value(self, node: SglTool, arg: object) -> object:
         if not isinstance(arg, SglVariable):
@@ -175,10 +168,12 @@ class ProgramExecutor(StreamExecutor):
         return self.variables[arg.name]
 
 
-def _leaves(expr: Any) -> Iterator[Any]:
+def leaves(expr: Any) -> Iterator[Any]:
     """Which nodes does an expression run, in order? Passes on strings, and the None that ends a queue."""
+    if isinstance(expr, _Placed):
+        expr = expr.expr
     if isinstance(expr, SglExprList):
         for part in expr.expr_list:
-            yield from _leaves(part)
+            yield from leaves(part)
     else:
         yield expr

@@ -30,7 +30,7 @@ def _engine_deferred() -> Iterator[None]:
 
 
 with _engine_deferred():
-    from sglang.lang import interpreter, tracer
+    from sglang.lang import choices, interpreter, tracer
     from sglang.lang.api import (
         assistant,
         assistant_begin,
@@ -50,23 +50,52 @@ with _engine_deferred():
         user_end,
     )
     from sglang.lang.backend.runtime_endpoint import RuntimeEndpoint
-    from sglang.lang.interpreter import StreamExecutor
-    from sglang.lang.ir import SglCommitLazy, SglConcateAndAppend, SglExpr, SglExprList, SglGen, SglSelect, SglVariable
+    from sglang.lang.interpreter import ProgramState, ProgramStateGroup, StreamExecutor
+    from sglang.lang.ir import (
+        SglCommitLazy,
+        SglConcateAndAppend,
+        SglConstantText,
+        SglExpr,
+        SglExprList,
+        SglFunction,
+        SglGen,
+        SglImage,
+        SglRoleBegin,
+        SglRoleEnd,
+        SglSelect,
+        SglSeparateReasoning,
+        SglVariable,
+        SglVarScopeBegin,
+        SglVarScopeEnd,
+        SglVideo,
+    )
     from sglang.utils import http_request
 
 __all__ = [
+    "ProgramState",
+    "ProgramStateGroup",
     "RuntimeEndpoint",
     "SglCommitLazy",
     "SglConcateAndAppend",
+    "SglConstantText",
     "SglExpr",
     "SglExprList",
+    "SglFunction",
     "SglGen",
+    "SglImage",
+    "SglRoleBegin",
+    "SglRoleEnd",
     "SglSelect",
+    "SglSeparateReasoning",
+    "SglVarScopeBegin",
+    "SglVarScopeEnd",
     "SglVariable",
+    "SglVideo",
     "StreamExecutor",
     "assistant",
     "assistant_begin",
     "assistant_end",
+    "choices",
     "function",
     "gen",
     "gen_int",

@@ -1,12 +1,14 @@
 """Which program does a request belong to? One run of an agent program, as its client sees it."""
 
 import uuid
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from threading import Lock
+from types import CodeType
 from typing import Any, Protocol
 
 from astraea_sglang.hints import NAME_LENGTH, Hints, payload
+from astraea_sglang.structure import ProgramStructure, digest
 
 
 @dataclass(frozen=True, slots=True)
@@ -15,6 +17,23 @@ class Pause:
 
     tool: str
     expected_s: float | None  # seconds for all of these tools; None when one of them is unknown
+
+
+@dataclass(frozen=True, slots=True)
+class Traced:
+    """What can a program's function do, as far as can be told ahead? Without a structure, `why` says why not.
+
+    `nodes` names the structure's node of each place in the function's `code`: of its requests and tool calls.
+    """
+
+    code: CodeType
+    structure: ProgramStructure | None = None
+    why: str | None = None
+    nodes: Mapping[Any, str] = field(default_factory=dict)
+    ref: str | None = field(init=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "ref", digest(self.structure) if self.structure else None)
 
 
 class State(Protocol):
@@ -29,15 +48,24 @@ class ProgramRun:
     """Whose requests are these? One identity and one count of segments, shared by a program and all its forks.
 
     `on_end(run)` is called once, when the program's function has returned or raised and no state of it runs any more.
+    `traced` is what the server is told of the function, if anything.
     """
 
-    def __init__(self, name: str, parent: "ProgramRun | None", on_end: Callable[["ProgramRun"], None]) -> None:
+    def __init__(
+        self,
+        name: str,
+        parent: "ProgramRun | None",
+        on_end: Callable[["ProgramRun"], None],
+        traced: Traced | None = None,
+    ) -> None:
+        self.traced = traced
         self.id = uuid.uuid4().hex
         self.name = name[:NAME_LENGTH]
         self.parent_id = parent.id if parent else None
         self._on_end = on_end
         self._lock = Lock()  # forks run in threads of their own
         self._segments = 0
+        self._declared = False
         self._open: set[State] = set()
         self._returned = False
 
@@ -70,8 +98,13 @@ class ProgramRun:
         for state in left:
             state.end()
 
-    def fields(self, segment: int, pause: Pause | None) -> dict[str, Any]:
-        """What does a request say of its program? `session_id`, and `kv_hints` with one `astraea.program` action."""
+    def fields(self, segment: int, pause: Pause | None, node: str | None = None) -> dict[str, Any]:
+        """What does a request say of its program? `session_id`, and `kv_hints` with one `astraea.program` action.
+
+        The first that is asked for declares the program's structure, later ones refer to it.
+        """
+        with self._lock:
+            first, self._declared = not self._declared, True
         hints = Hints(
             program_id=self.id,
             program_class=self.name,
@@ -79,6 +112,9 @@ class ProgramRun:
             next_tool=pause.tool if pause else None,
             expected_tool_s=pause.expected_s if pause else None,
             parent_id=self.parent_id,
+            structure=self.traced.structure if self.traced and first else None,
+            structure_ref=self.traced.ref if self.traced and not first else None,
+            node=node,
         )
         action = {
             "action_id": "0",

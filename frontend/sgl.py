@@ -16,7 +16,8 @@ from http.client import HTTPException
 from typing import Any
 
 from astraea_sglang.errors import ServerError
-from astraea_sglang.frontend.executor import ProgramExecutor, current_run, tool, variable
+from astraea_sglang.frontend.executor import ProgramExecutor, current_run
+from astraea_sglang.frontend.executor_tools import parallel, refuse_on_the_loop, tool, variable
 from astraea_sglang.frontend.lang import (
     RuntimeEndpoint,
     StreamExecutor,
@@ -39,10 +40,12 @@ from astraea_sglang.frontend.lang import (
     user_begin,
     user_end,
 )
-from astraea_sglang.frontend.program import ProgramRun
+from astraea_sglang.frontend.program import ProgramRun, Traced
+from astraea_sglang.frontend.trace import structure_of, traced_once
 
 __all__ = [
     "AstraeaEndpoint",
+    "Traced",
     "assistant",
     "assistant_begin",
     "assistant_end",
@@ -51,8 +54,10 @@ __all__ = [
     "gen_int",
     "gen_string",
     "image",
+    "parallel",
     "select",
     "set_default_backend",
+    "structure_of",
     "system",
     "system_begin",
     "system_end",
@@ -73,7 +78,8 @@ class AstraeaEndpoint(RuntimeEndpoint):
     """An SGLang server that is told with every request which program it belongs to, and when that program ends.
 
     Any SGLang server will do: one without astraea ignores what it is told. `cache_prefix` tells nothing: `run_batch`
-    sends it before any of its programs exists. Raises ServerError when no server answers at `base_url`.
+    sends it before any of its programs exists. With `trace` it is also told what each program may do, where that can be
+    known ahead: see `structure_of`. Raises ServerError when no server answers at `base_url`.
     """
 
     def __init__(
@@ -82,7 +88,10 @@ class AstraeaEndpoint(RuntimeEndpoint):
         api_key: str | None = None,
         verify: str | None = None,
         chat_template_name: str | None = None,
+        *,
+        trace: bool = True,
     ) -> None:
+        self.trace = trace
         self._takes_events = True
         try:
             super().__init__(base_url.rstrip("/"), api_key, verify, chat_template_name)
@@ -97,7 +106,14 @@ class AstraeaEndpoint(RuntimeEndpoint):
         if isinstance(s, ProgramExecutor) and s.program:
             # A select sends the bare prompt first, and its choices at once: the tool comes after those.
             prefix = data["sampling_params"]["max_new_tokens"] == 0 and "return_logprob" not in data
-            data.update(s.program.fields(s.segment, None if prefix else s.pause))
+            data.update(s.program.fields(s.segment, None if prefix else s.pause, s.node))
+
+    def traced(self, program: Any, args: Any, kwargs: Any, executor: ProgramExecutor) -> Traced | None:
+        """What is the server told of a program that is about to run? None if nothing can be said of it ahead."""
+        if not self.trace or executor.num_api_spec_tokens is not None:
+            return None
+        traced = traced_once(program, args, kwargs, executor.default_sampling_para.max_new_tokens)
+        return traced if traced.structure else None
 
     def end_of_program(self, program: ProgramRun) -> None:
         """Tell the server that `program` is over. Advisory: never raises, and gives up on a server without astraea."""
@@ -118,11 +134,14 @@ def _run_internal(state: Any, program: Any, func_args: Any, func_kwargs: Any, sy
     """Run a program's function, as SGLang does, as one ProgramRun; its parent is the program that calls it."""
     executor = state.stream_executor
     backend = executor.backend
-    on_end = backend.end_of_program if isinstance(backend, AstraeaEndpoint) else lambda run: None
-    run = ProgramRun(program.func.__name__, executor.caller, on_end)
+    traced, on_end = None, lambda run: None
+    if isinstance(backend, AstraeaEndpoint):
+        traced, on_end = backend.traced(program, func_args, func_kwargs, executor), backend.end_of_program
+    run = ProgramRun(program.func.__name__, executor.caller, on_end, traced)
     executor.enter(run)
     token = current_run.set(run)
     try:
+        refuse_on_the_loop(run.name)
         _sglang_run_internal(state, program, func_args, func_kwargs, sync)
     finally:
         current_run.reset(token)

@@ -8,9 +8,9 @@ import pytest
 ROOT = Path(__file__).parent.parent
 CORE = sorted((ROOT / "astraea_sglang").glob("*.py"))
 DECIDING = (
-    "actions", "admit", "config", "continuations", "conventions", "costs", "decisions", "errors", "graph", "hints", "history", "keeper", "leases",
-    "mlfq", "nameless", "obey", "order", "plan", "predict", "program", "progress", "retain", "snapshot", "structure", "table", "toolcalls", "tooltimes",
-    "tree",
+    "actions", "admit", "config", "continuations", "conventions", "costs", "decisions", "errors", "graph",
+    "hints", "history", "keeper", "leases", "mlfq", "nameless", "obey", "order", "plan", "predict", "program",
+    "progress", "retain", "snapshot", "structure", "table", "toolcalls", "tooltimes", "tree",
 )  # fmt: skip
 
 

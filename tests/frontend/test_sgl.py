@@ -3,12 +3,17 @@ import subprocess
 import sys
 from pathlib import Path
 from threading import Thread
+from typing import Any
+from unittest.mock import patch
 
 import pytest
 
 from astraea_sglang.errors import ServerError
 from astraea_sglang.frontend import sgl
+from astraea_sglang.frontend.trace_run import Run
 from astraea_sglang.hints import parse
+from astraea_sglang.structure import digest
+from tests.conftest import ADMIN_KEY
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 
@@ -92,6 +97,118 @@ def test_a_program_that_a_tool_or_a_body_runs_names_its_parent(stand_in):
     assert len({parent["program_id"], in_tool["program_id"], in_body["program_id"]}) == 3
 
 
+# What a program may do
+
+
+def loops_and_forks(s):
+    s += "Q"
+    for _ in range(3):
+        s += sgl.gen("q") + sgl.tool("t", str.upper, "x")
+        if s["q"] == "stop":
+            break
+    forks = s.fork(2)
+    forks += sgl.gen("part")
+    forks.join()
+    s += sgl.gen("a")
+
+
+def test_the_first_request_declares_what_the_program_may_do_and_the_others_refer_to_it(stand_in):
+    stand_in.run(loops_and_forks).sync()
+    known = sgl.structure_of(sgl.function(loops_and_forks))
+    first, *others = map(parse, stand_in.hints())
+    assert known.structure is not None and first.structure == known.structure and first.structure_ref is None
+    assert {(hints.structure, hints.structure_ref) for hints in others} == {(None, digest(known.structure))}
+
+
+@pytest.mark.parametrize("options", [{}, {"stream": True}, {"use_thread": False}], ids=str)
+def test_every_request_says_at_which_node_it_is_in_a_fork_too(stand_in, options):
+    state = stand_in.run(loops_and_forks, **options)
+    assert "".join(state.text_iter()) == "QokXokXokXok"
+    nodes = [hints["node"] for hints in stand_in.hints()]
+    assert nodes[:4] == ["q", "q", "q", "prefix"] and sorted(nodes[4:6]) == ["part", "part.2"] and nodes[6:] == ["a"]
+
+
+def test_a_node_is_known_where_its_statement_takes_several_lines(stand_in):
+    class Asker:
+        def ask(self, s, word):
+            s += (
+                word
+                + sgl.gen("q")
+            )  # fmt: skip
+
+    asker = Asker()
+
+    def body(s):
+        with s.user():
+            asker.ask(
+                s,
+                "x",
+            )
+        (asker
+            .ask(s,
+                 word="y"))  # fmt: skip
+        for words in (("x", "y"),):
+            asker.ask(*(
+                s, words[0]))  # fmt: skip
+        with s.copy() as aside:
+            aside += sgl.user(
+                sgl.gen("a")
+            )  # fmt: skip
+
+    stand_in.run(body).sync()
+    assert [hints["node"] for hints in stand_in.hints()] == ["q", "q.2", "q.3", "a"]
+
+
+def test_both_requests_of_a_select_are_at_its_node(stand_in):
+    def body(s):
+        s += "?" + sgl.gen("pick", choices=["a", "b"])
+
+    stand_in.run(body).sync()
+    assert [hints["node"] for hints in stand_in.hints()] == ["pick", "pick"]
+
+
+def test_a_node_that_the_trace_did_not_see_is_not_told(stand_in):
+    switch: list[str] = []
+
+    def body(s):
+        s += sgl.gen("a")
+        if switch:  # set once the program has been traced
+            s += sgl.gen("b")
+
+    stand_in.run(body).sync()
+    switch.append("on")
+    program: Any = sgl.function(body)
+    program.run(backend=sgl.AstraeaEndpoint(stand_in.url)).sync()
+    assert [hints.get("node") for hints in stand_in.hints()] == ["a", "a", None]
+
+
+@pytest.mark.parametrize("trace", [True, False])
+def test_a_program_that_is_not_known_ahead_declares_nothing_and_runs(stand_in, trace):
+    def body(s):
+        s += sgl.gen("a")
+        while trace and s["a"] != "ok":
+            s += sgl.gen("a")
+
+    state = stand_in.run(body, backend=sgl.AstraeaEndpoint(stand_in.url, trace=trace))
+    assert state.text() == "ok"
+    assert not stand_in.hints()[0].keys() & {"structure", "structure_ref", "node"}
+    assert trace is (sgl.structure_of(sgl.function(body)).structure is None)
+
+
+def test_a_program_is_traced_once_for_many_runs(stand_in):
+    def body(s, q):
+        s += q + sgl.gen("a")
+
+    program: Any = sgl.function(body)
+    endpoint = sgl.AstraeaEndpoint(stand_in.url)
+    with patch.object(Run, "go", autospec=True, side_effect=Run.go) as traced:
+        for q in ("x", "y"):
+            program.run(q, backend=endpoint).sync()
+        program.run(q="z", backend=endpoint).sync()
+    assert traced.call_count == 1
+    assert {hints["node"] for hints in stand_in.hints()} == {"a"}
+
+
 # The end of a program
 
 
@@ -116,11 +233,11 @@ def test_the_end_is_told_when_the_body_raises_and_its_forks_have_done_their_work
     def body(s):
         s += "x"
         forks.extend(s.fork(2).states)
+        stand_in.gate.clear()
         for fork in forks:
             fork += sgl.gen("a")
         raise RuntimeError("gives up")
 
-    stand_in.gate.clear()
     with pytest.raises(RuntimeError, match="gives up"):
         stand_in.run(body)
     assert stand_in.events == []
@@ -166,8 +283,14 @@ def test_a_missing_server_is_an_error_that_says_what_to_type():
         ("02_fan_out", r"(.*Lisbon(.*\n)+){3}.*Summary.*\n.*\w"),
     ],
 )
-def test_the_examples_run_on_a_real_server(server_url, example, shows):
+def test_the_examples_run_on_a_real_server_which_knows_all_their_nodes(client, server_url, example, shows):
+    def unknown() -> list[int]:
+        told = client.get("/astraea/programs", headers={"Authorization": f"Bearer {ADMIN_KEY}"}).json()
+        return [told["ranks"][0]["counts"].get(name, 0) for name in ("unknown_nodes", "unknown_structures")]
+
+    before = unknown()
     command = [sys.executable, str(EXAMPLES / f"{example}.py"), server_url]
     done = subprocess.run(command, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     assert re.search(shows, done.stdout) and "Error" not in done.stdout + done.stderr
+    assert unknown() == before
