@@ -106,6 +106,7 @@ class Program:
     node: str | None = None  # of the segment that arrived last
     later: Rest = END  # what it does after the segment that arrived last, predicted then
     visits: dict[str, int] = field(default_factory=dict)  # segments at each declared node
+    visited: dict[str, int | None] = field(default_factory=dict)  # the index of the last one there, if it is told
     segments: int = 0  # arrived so far
     started: bool = False  # one of them has run
     finished_segments: int = 0

@@ -80,7 +80,7 @@ class ProgramTable:
                 self._progress.returned(program.tenure, self.now, self.now - program.idle_since)
         before = program.node
         structure = self._structure(program, hints)
-        declared = self._declared(program, hints.node, structure)
+        declared = self._declared(program, hints, structure)
         node = visit(declared, program.visits.get(declared, 1)) if declared else position(program.segments)
         known = min(program.context, prompt_tokens)
         segment = Segment(
@@ -301,14 +301,19 @@ class ProgramTable:
             self.counts["unknown_structures"] += program.structure_ref is None
         return self.structures.get(program.structure_ref) if program.structure_ref is not None else None
 
-    def _declared(self, program: Program, node: str | None, structure: ProgramStructure | None) -> str | None:
-        """At which declared node is a segment that arrives now? One that was not declared is counted and ignored."""
-        visits = program.visits
+    def _declared(self, program: Program, hints: Hints, structure: ProgramStructure | None) -> str | None:
+        """At which declared node is a segment that arrives now? One that was not declared is counted and ignored.
+
+        Several requests of one segment, such as a choice's, visit it once.
+        """
+        visits, node = program.visits, hints.node
         if node is not None and structure is not None and not structure.has_segment(node):
             self.counts["unknown_nodes"] += 1
             return None
         if node is not None and (node in visits or len(visits) < MAX_VISITS):
-            visits[node] = visits.get(node, 0) + 1
+            again = hints.segment is not None and program.visited.get(node) == hints.segment
+            visits[node] = visits.get(node, 0) + (not again)
+            program.visited[node] = hints.segment
         return node
 
     def _settle(self, program: Program) -> None:

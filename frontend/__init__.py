@@ -24,10 +24,6 @@ HOME = {
     "reply": ("Call", "Reply", "Usage"),
 }
 
-# There is a module `program`, too. Python binds it to its name here when it is first imported, and only then.
-import_module("astraea_sglang.frontend.program")
-del globals()["program"]
-
 
 def __getattr__(name: str) -> Any:
     for module, names in HOME.items():

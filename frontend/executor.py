@@ -19,8 +19,8 @@ from astraea_sglang.frontend.lang import (
     SglVariable,
     StreamExecutor,
 )
-from astraea_sglang.frontend.program import Pause, ProgramRun
-from astraea_sglang.frontend.program_place import Lines, Path, Place, lines_of
+from astraea_sglang.frontend.run import Pause, ProgramRun
+from astraea_sglang.frontend.run_place import Lines, Path, Place, lines_of
 
 current_run: ContextVar[ProgramRun | None] = ContextVar("astraea_program", default=None)
 

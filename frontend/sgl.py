@@ -40,7 +40,7 @@ from astraea_sglang.frontend.lang import (
     user_begin,
     user_end,
 )
-from astraea_sglang.frontend.program import ProgramRun, Traced
+from astraea_sglang.frontend.run import ProgramRun, Traced
 from astraea_sglang.frontend.trace import structure_of, traced_once
 
 __all__ = [

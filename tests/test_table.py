@@ -368,3 +368,9 @@ def test_evicted_kv_of_a_paused_program_no_longer_counts():
     t.evicted(t.programs["p"], 70)
     t.evicted(t.programs["p"], 90)  # never more
     assert t.programs["p"].resident == 70
+
+
+def test_several_requests_of_one_segment_visit_its_node_once():
+    t = table()
+    segments = [arrive(t, str(i), segment=segment, node="choose") for i, segment in enumerate([0, 0, 0, 1])]
+    assert [segment.node for segment in segments] == ["choose@1"] * 3 + ["choose@2"]

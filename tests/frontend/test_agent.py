@@ -495,7 +495,7 @@ class Blocked:
 sys.meta_path.insert(0, Blocked())
 import astraea_sglang.frontend as astraea
 assert not {"httpx", "pydantic"} & set(sys.modules), "imported before it was used"
-from astraea_sglang.frontend.program import ProgramRun  # a module of the name of a function
+from astraea_sglang.frontend.run import ProgramRun  # a module of the name of a function
 
 @astraea.tool(expects=0.5)
 def search(query: str) -> str: ...
