@@ -50,10 +50,8 @@ class Segment:
         return self.prompt_tokens + self.generated
 
 
-def program_key(id: str, owner: str = "", *, nameless: bool = False) -> str:
-    """Under what does the table know a program? No client can name a nameless one: ids are printable, NUL is not."""
-    if nameless:
-        return f"\0{id}"
+def program_key(id: str, owner: str = "") -> str:
+    """Under what does the table know a program that a client names? Ids are printable, NUL is not."""
     return f"{id}\0{owner}" if owner else id
 
 
@@ -93,6 +91,7 @@ class Run:
 class Program:
     """One agent run. Only ProgramTable changes it. Times in seconds of the table's clock."""
 
+    key: str  # under which the table knows it: no client can say that of a nameless one
     id: str
     program_class: str
     arrived: float
@@ -135,11 +134,6 @@ class Program:
     due_seen: float = float("-inf")
     live: dict[str, Segment] = field(default_factory=dict)
     running: int = 0  # live segments that are in a batch
-
-    @property
-    def key(self) -> str:
-        """Under what does the table know it?"""
-        return program_key(self.id, self.owner, nameless=self.nameless)
 
     @property
     def state(self) -> State:

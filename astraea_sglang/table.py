@@ -34,6 +34,8 @@ class ProgramTable:
         self.finished: deque[snapshot.Finished] = deque(maxlen=FINISHED_KEPT)
         self.predictor = Predictor(config.prediction)
         self.nameless = Nameless(config.recognise == "on")
+        self._opened = 0
+        self._told: dict[str, str] = {}  # keys of open nameless programs, by the id that their clients are told
         self._idle: dict[str, Program] = {}  # in the order of idle_since, so that reaping looks at the first only
         self._running: dict[str, Segment] = {}
         self.structures = Structures()
@@ -74,6 +76,7 @@ class ProgramTable:
         One that names no program belongs to that whose path its `prompt` continues, in token ids, within the `space`.
         """
         program = self._known(hints, prompt, space) or self._open(rid, hints, prompt_tokens)
+        hidden = max_new_tokens == 0  # it only fills the radix tree, as before forks and several samples
         if self._idle.pop(program.key, None) and program.idle_since is not None:
             self.predictor.returned(program, self.now - program.idle_since)
             if self._progress is not None:
@@ -88,9 +91,9 @@ class ProgramTable:
         )
         program.live[rid] = segment
         program.run.live += 1
-        program.segments += 1
+        program.segments += not hidden
         program.node = node
-        if hints.final or program.anonymous:
+        if (hints.final and not hidden) or program.anonymous:
             program.closing = program.closing or "final"
         program.next_tool, program.expected_tool_s = hints.next_tool, hints.expected_tool_s
         program.calls.clear()
@@ -171,8 +174,9 @@ class ProgramTable:
         program.resident = min(program.resident, resident)
 
     def find(self, program_id: str, owner: str = "") -> Program | None:
-        """Which open program does a client with this API key mean?"""
-        return self.programs.get(program_key(program_id, owner))
+        """Which open program does a client with this API key mean? By the id it gave, or that it was told of."""
+        key = program_key(program_id, owner)
+        return self.programs.get(key) or self.programs.get(self._told.get(key, ""))
 
     def tool_started(self, program: Program, id: str, tool: str, expected_s: float | None = None) -> bool:
         """A harness says that a program's tool call begins; False if it said so before."""
@@ -233,8 +237,12 @@ class ProgramTable:
         parent = self.find(hints.parent_id, hints.owner) if hints.parent_id else None
         if hints.parent_id and parent is None:
             self.counts["unknown_parents"] += 1
+        self._opened += 1
+        id = hints.program_id or rid
+        named = program_key(id, hints.owner)
         program = Program(
-            id=hints.program_id or rid,
+            key=named if hints.program_id is not None else f"\0{self._opened}",
+            id=id,
             program_class=hints.program_class,
             arrived=self.now,
             run=parent.run if parent else Run(self.now),
@@ -245,13 +253,18 @@ class ProgramTable:
             anonymous=hints.program_id is None,
             first_prompt=prompt_tokens,
         )
-        self.programs[program.key] = program
+        self._keep(program)
         return program
+
+    def _keep(self, program: Program) -> None:
+        self.programs[program.key] = program
+        if program.nameless:
+            self._told[program_key(program.id, program.owner)] = program.key
 
     def _known(self, hints: Hints, prompt: Sequence[int], space: str) -> Program | None:
         """Which program does a segment belong to? None: a new one."""
         if hints.program_id is not None:
-            return self.find(hints.program_id, hints.owner)
+            return self.programs.get(program_key(hints.program_id, hints.owner))
         key = self.nameless.whose(prompt, space)
         program = None if key is None else self.programs.get(key) or self._again(key)
         if program is not None and program.anonymous:
@@ -262,9 +275,11 @@ class ProgramTable:
         """A program that was over goes on."""
         program = self.nameless.again(key)
         if program is not None:
-            self.programs[key] = self._idle[key] = program
+            self._keep(program)
+            self._idle[key] = program
             program.closing = None
-            self.finished = deque((each for each in self.finished if each.id != program.id), FINISHED_KEPT)
+            again = program.id, "prompt"
+            self.finished = deque((each for each in self.finished if (each.id, each.identity) != again), FINISHED_KEPT)
         return program
 
     def _goes_on(self, program: Program) -> None:
@@ -274,7 +289,7 @@ class ProgramTable:
     def _calls(self, segment: Segment, tools: Sequence[str] | None) -> None:
         """A segment's output calls these tools: what does that say of its program? None: it was offered none."""
         program = segment.program
-        if tools is None and program.nameless and program.calls.called:
+        if tools is None and not segment.hints.tools and program.nameless and program.calls.called:
             tools = ()  # some clients offer none when they want the answer
         if tools is None:
             program.calls.expect(parts(segment.hints.next_tool) if segment.hints.next_tool else ())
@@ -329,6 +344,8 @@ class ProgramTable:
 
     def _remove(self, program: Program, why: str) -> None:
         del self.programs[program.key]
+        if program.nameless:
+            self._told.pop(program_key(program.id, program.owner), None)
         self._idle.pop(program.key, None)
         self.counts[f"{why}_programs"] += 1
         self.nameless.over(program, self.now, may_go_on=why in ("final", "answered"))

@@ -1,4 +1,4 @@
-"""Which tools does a finished request's output call? As SGLang's own tool-call parsers, and so its client, see it."""
+"""Which tools does a finished request's output call? As SGLang's own tool-call parsers see it."""
 
 import json
 import logging
@@ -12,6 +12,7 @@ from sglang.srt.managers.schedule_batch import FINISH_MATCHED_TOKEN
 from astraea_sglang.hints import NAME_LENGTH, Hints
 
 logger = logging.getLogger(__name__)
+MOST_TOKENS, MOST_CHARACTERS = 16_384, 16_384  # beyond, an output is not read: some parsers take seconds, on every rank
 
 
 def said(req: Any) -> Sequence[int]:
@@ -23,11 +24,17 @@ def tools_called(req: Any, output: Sequence[int], hints: Hints) -> tuple[str, ..
     """Which tools does it call, by name and in order? None if its model was offered none, or its output is unreadable.
 
     Without a parser SGLang hands a call over as text, so that its client sees none; one that was forced is a JSON list.
+    What a thought quotes does not count, where it ends in </think>.
     """
-    if not hints.tools or req.tokenizer is None:
+    if not hints.tools or req.tokenizer is None or len(output) > MOST_TOKENS:
         return None
+    if not hints.parser and not hints.forced:
+        return ()
     try:
         text = req.tokenizer.decode(list(output), skip_special_tokens=False)
+        text = text.rpartition("</think>")[2]
+        if len(text) > MOST_CHARACTERS:
+            return None
         return tuple(name[:NAME_LENGTH] for name in _names(text, hints))
     except Exception:  # a parser's own, on whatever a model says
         logger.debug("astraea: no tool call could be read from the output of %s", req.rid, exc_info=True)

@@ -117,7 +117,7 @@ def add_routes(server_args: Any, tokenizer_manager: Any, *args: Any, **kwargs: A
             if not isinstance(body, dict) or body.get("event") not in EVENTS:
                 raise HintError(f'send {{"event": E, "program_id": "..."}} with E one of {", ".join(EVENTS)}')
             _check(body)
-            replies = await ask("event", json.dumps(body | {OWNER: owner(request.headers)}))
+            replies = await ask("event", json.dumps(body | {OWNER: owner(dict(request.headers.items()))}))
         except ValueError as error:
             raise HTTPException(400, str(error)) from None
         if body["event"] == "program_end":

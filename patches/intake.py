@@ -33,7 +33,7 @@ def normalise(manager: Any, obj: Any, request: Any = None) -> list[Hints]:
     """
     if manager.server_args.schedule_policy != POLICY or not isinstance(obj, GenerateReqInput):
         return []
-    headers = dict(request.headers.items()) if request is not None else {}
+    headers = _headers(request)
     body = getattr(request, "_json", None)  # where the request keeps its body once it is parsed
     many = [value for value in (obj.kv_hints, obj.sampling_params) if isinstance(value, list)]
     try:
@@ -47,11 +47,13 @@ def normalise(manager: Any, obj: Any, request: Any = None) -> list[Hints]:
             size = len(many[0])
             envelopes = obj.kv_hints if isinstance(obj.kv_hints, list) else [obj.kv_hints] * size
             params = obj.sampling_params if isinstance(obj.sampling_params, list) else [obj.sampling_params] * size
-            # lists of unequal length are SGLang's to refuse
-            if len(envelopes) == len(params):
-                both = [_envelope(e, p, told) for e, p in zip(envelopes, params, strict=True)]
-                obj.kv_hints = [envelope for envelope, _ in both]
-                taken = [hints for _, hints in both]
+            if len(envelopes) != len(params):
+                raise HintError(
+                    f"kv_hints and sampling_params are lists of {len(envelopes)} and {len(params)}; send equally many"
+                )
+            both = [_envelope(e, p, told) for e, p in zip(envelopes, params, strict=True)]
+            obj.kv_hints = [envelope for envelope, _ in both]
+            taken = [hints for _, hints in both]
         else:
             obj.kv_hints, hints = _envelope(obj.kv_hints, obj.sampling_params, told)
             taken = [hints]
@@ -97,6 +99,12 @@ def _stamped(req: Any) -> dict[str, Any] | None:
         if action.action_type == ACTION and ARRIVED in action.payload:
             return action.payload
     return None
+
+
+def _headers(request: Any) -> Mapping[str, str]:
+    """Of a request over HTTP, or over gRPC, whose headers can only be asked for."""
+    headers = getattr(request, "headers", {})
+    return dict(headers.items()) if hasattr(headers, "items") else headers
 
 
 class _Told(NamedTuple):

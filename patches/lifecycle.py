@@ -164,7 +164,10 @@ def stepped(engine: Engine, scheduler: Any, result: None, batch: Any, outcome: A
         engine.table.serve(segment, len(req.output_ids))
         if req.finished():
             req.astraea = None  # an overlapped batch may show a finished request once more
-            _finish(engine, scheduler.tree_cache, segment, req, aborted=isinstance(req.finished_reason, FINISH_ABORT))
+            try:
+                _finish(engine, scheduler.tree_cache, segment, req, isinstance(req.finished_reason, FINISH_ABORT))
+            except Exception:  # the others of the batch still are to be heard of
+                engine.fault("end of a segment")
 
 
 @softly
@@ -172,10 +175,10 @@ def dropped(engine: Engine, scheduler: Any, result: None, abort_req: Any, req: A
     """AFTER Scheduler.send_abort_output: a segment was aborted while it waited, or found no memory even alone."""
     if getattr(req, "astraea", None) is not None:
         segment, req.astraea = req.astraea, None
-        _finish(engine, scheduler.tree_cache, segment, req, aborted=True)
+        _finish(engine, scheduler.tree_cache, segment, req, True)
 
 
-def _finish(engine: Engine, tree: Any, segment: Segment, req: Any, *, aborted: bool) -> None:
+def _finish(engine: Engine, tree: Any, segment: Segment, req: Any, aborted: bool) -> None:
     program = segment.program
     output = said(req)
     tools = None if aborted else tools_called(req, output, segment.hints)

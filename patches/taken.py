@@ -28,9 +28,12 @@ def watched(original: Callable[..., AsyncGenerator[Any, None]], manager: Any, ob
     outputs = original(manager, obj, request)
     if not taken:
         return outputs
+    params = obj.sampling_params[0] if isinstance(obj.sampling_params, list) else obj.sampling_params
+    samples = params.get("n") or 1 if isinstance(params, dict) else 1
     scope = getattr(request, "scope", {})
-    scope[SCOPE] = taken[0] if len(taken) == 1 else {}
-    return _told(outputs, taken, scope[SCOPE])
+    alone = len(taken) == samples == 1
+    scope[SCOPE] = dict(taken[0]) if alone else {}
+    return _told(outputs, taken, samples, scope[SCOPE] if alone else None)
 
 
 def told(hints: Hints) -> dict[str, Any]:
@@ -45,20 +48,24 @@ def told(hints: Hints) -> dict[str, Any]:
 
 
 async def _told(
-    outputs: AsyncGenerator[Any, None], taken: list[dict[str, Any]], scope: dict[str, Any]
+    outputs: AsyncGenerator[Any, None], taken: list[dict[str, Any]], samples: int, scope: dict[str, Any] | None
 ) -> AsyncGenerator[Any, None]:
-    new = set(range(len(taken)))  # outputs whose first chunk has not come
+    """The outputs; the first of each of a request's samples says what was taken of its prompt."""
+    told: set[int] = set()
     try:
         async for output in outputs:
             for i, each in enumerate(output if isinstance(output, list) else [output]):
                 meta = each.get("meta_info") if isinstance(each, dict) else None
-                at = each.get("index", 0 if len(taken) == 1 else i) if meta is not None else None
-                if meta is not None and at in new:
-                    new.discard(at)
-                    found = meta.get(answers.PROGRAM) or [{}]
-                    meta[answers.PROGRAM] = taken[at] | found[0]
-                    if len(taken) == 1:
-                        scope.update(meta[answers.PROGRAM], kv=meta.get(answers.KEY))
+                if meta is None:
+                    continue
+                at = each.get("index", i)
+                found = meta.get(answers.PROGRAM)
+                if at not in told or found is not None:  # a stream's last chunk repeats what the scheduler found
+                    told.add(at)
+                    mine = taken[min(at // samples, len(taken) - 1)]
+                    meta[answers.PROGRAM] = mine | (found[0] if isinstance(found, list) and found else {})
+                    if scope is not None:
+                        scope |= meta[answers.PROGRAM] | {"kv": meta.get(answers.KEY)}
             yield output
     finally:
         await outputs.aclose()
@@ -89,8 +96,11 @@ def headers(taken: dict[str, Any]) -> list[tuple[bytes, bytes]]:
         "hints": "; ".join(f"{k}={','.join(taken[k])}" for k in ("accepted", "clipped", "ignored") if taken.get(k)),
         "kv": ", ".join(f"{each['id']}={each['status']}" for each in taken.get("kv") or ()),
     }
-    return [
-        (f"x-astraea-{name}".encode(), quote(value, safe="" if name == "program" else SAFE)[:LONGEST].encode())
-        for name, value in said.items()
-        if value
-    ]
+    return [(f"x-astraea-{name}".encode(), _line(value, name == "program")) for name, value in said.items() if value]
+
+
+def _line(value: str, whole: bool) -> bytes:
+    if whole:
+        return quote(value, safe="", errors="replace").encode()
+    line = quote(value[:LONGEST], safe=SAFE, errors="replace")[:LONGEST].strip()
+    return (line.rpartition("%")[0] if "%" in line[-2:] else line).strip().encode()

@@ -140,6 +140,12 @@ def test_an_owner_is_a_digest_of_the_key_however_it_comes(header):
     assert plain and "sk-1" not in plain and owner({header: "Bearer sk-2"}) != plain and owner({}) == ""
 
 
+def test_two_keys_in_one_request_are_neither_of_both_owners():
+    both = owner({"authorization": "Bearer a", "x-api-key": "b"})
+    assert both not in (owner({"authorization": "Bearer a"}), owner({"x-api-key": "b"}))
+    assert owner({"authorization": "Bearer a", "x-api-key": "a"}) == owner({"x-api-key": "a"})
+
+
 FUNCTION = {"type": "function", "function": {"name": "search"}}
 
 

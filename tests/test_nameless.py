@@ -203,3 +203,34 @@ def test_a_program_that_is_offered_no_tools_in_the_end_has_answered():
     _, path = turn(t, "r1", SYSTEM, OUT, tools=("search",))
     turn(t, "r2", [*path, 1], OUT)
     assert [over.why for over in t.finished] == ["answered"]
+
+
+def test_a_rid_that_a_client_chose_names_nobody_elses_program():
+    t = table()
+    one, _ = turn(t, "1", SYSTEM, OUT, tools=("search",), owner="a")
+    two, _ = turn(t, "1", [5, *SYSTEM], [20, 21, 22, 23], tools=("search",), owner="b")
+    assert one.program is not two.program and len(t.programs) == 2
+    assert t.find("1", "a") is one.program and t.find("1", "b") is two.program and t.find("1") is None
+    assert ask(t, "2", [5, *SYSTEM, 20, 21, 22, 23, 1], owner="b").program is two.program
+
+
+def test_a_request_that_generates_nothing_neither_counts_nor_ends_its_program():
+    t = table()
+    for most in (0, 8):
+        segment = t.arrive(f"r{most}", Hints("p", final=True), 10, most)
+        t.start(segment, 10)
+        t.finish(segment)
+    assert [(over.segments, over.why) for over in t.finished] == [(1, "final")]
+
+
+def test_an_output_that_no_parser_reads_is_no_answer():
+    t = table()
+    _, path = turn(t, "r1", SYSTEM, OUT, tools=("search",))
+    segment, _ = turn(t, "r2", [*path, 1], OUT)
+    assert segment.program.closing == "answered"
+    t = table()
+    _, path = turn(t, "r1", SYSTEM, OUT, tools=("search",))
+    segment = t.arrive("r2", Hints(tools=("search",)), len(path) + 1, 64, prompt=[*path, 1])
+    t.start(segment, 1)
+    answer(t, segment, [*path, 1], OUT)
+    assert segment.program.state is State.TOOL_WAIT

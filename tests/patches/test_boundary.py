@@ -83,3 +83,12 @@ def test_what_was_cut_off_or_is_no_call_tells_nothing_or_none(text, forced):
 
 def test_a_tool_that_was_not_offered_is_what_the_parser_makes_of_it():
     assert called(hermes("rm")) in ((), ("rm",))
+
+
+def test_a_call_that_a_thought_quotes_is_none():
+    assert called(f"<think>{hermes('search')}</think>It is 42.") == ()
+
+
+@pytest.mark.parametrize("text", ["x" * 20_000, "<tool_call>\n" * 10_000])
+def test_an_output_that_would_take_seconds_is_not_read(text):
+    assert called(text, parser="qwen25") is None

@@ -213,6 +213,7 @@ def test_with_another_policy_a_request_is_left_alone():
         (custom(kv=[{"type": "kv.retain", "ttl": "soon"}]), "ttl of kv.retain 'kv.0'"),
         (custom(kv=[{"type": "kv.retain", "tokens": 1.5}]), "tokens of kv.retain 'kv.0'"),
         (custom(kv=[{"type": "kv.pin"}] * 1000), "more than 16 kv actions"),
+        (dict(text=["a", "b"], kv_hints=[envelope()] * 2, sampling_params=[{}] * 3), "lists of 2 and 3"),
         (dict(kv_hints=envelope(*[action("kv.pin")] * 9), **custom(kv=[{"type": "kv.pin"}] * 8)), "more than 16"),
     ],
 )
@@ -246,3 +247,15 @@ def test_a_tenant_is_who_the_operators_header_says(monkeypatch):
     monkeypatch.setenv("ASTRAEA_TENANT_HEADER", "x-tenant")
     assert tenant(kv_hints=kv_hints, headers={"x-tenant": "acme"}) == "acme"
     assert tenant(kv_hints=kv_hints) == ""
+
+
+def test_headers_that_can_only_be_asked_for_as_over_grpc_are_read():
+    request = SimpleNamespace(headers=SimpleNamespace(get={"x-session-id": "p"}.get))
+    obj = GenerateReqInput(text="hello", sampling_params={})
+    intake.normalise(SimpleNamespace(server_args=SimpleNamespace(schedule_policy="astraea")), obj, request)
+    assert read(obj.kv_hints).program_id == "p"
+
+
+def test_an_owner_and_offered_tools_are_ours_to_say():
+    said = envelope(action(program_id="p", owner="mallory", identity="x", tools=["rm"], forced=True))
+    assert read(taken_in(kv_hints=said).kv_hints) == Hints("p")

@@ -120,3 +120,20 @@ def test_the_middleware_adds_headers_where_a_request_was_taken_only():
 def test_whatever_a_client_sent_a_header_is_one_short_line_of_ascii(program, identity, ignored):
     for _, value in headers({"program_id": program, "identity": identity, "ignored": ignored}):
         assert len(value) <= 1024 and value.decode("ascii").isprintable()
+
+
+@pytest.mark.parametrize("prompts", [1, 2])
+def test_the_samples_of_a_prompt_are_told_its_program(prompts):
+    sampling = [{"n": 2, "custom_params": {"astraea": {"program_id": name}}} for name in "pq"[:prompts]]
+    outputs = [[{"index": i, "meta_info": {}} for i in range(2 * prompts)]]
+    chunks, scope = watch(outputs, text=["a", "b"][:prompts], sampling_params=sampling)
+    told = [each["meta_info"]["astraea_program"]["program_id"] for each in chunks[0]]
+    assert told == ["p", "p", "q", "q"][: 2 * prompts] and not scope[SCOPE]
+
+
+def test_a_header_never_begins_or_ends_with_a_blank_nor_breaks_an_escape():
+    taken = {"program_id": "\u00e9" * 256, "ignored": ["mood "], "kv": [{"id": " pin", "status": "accepted"}]}
+    lines = said(taken)
+    assert lines["x-astraea-program"] == "%C3%A9" * 256
+    assert (lines["x-astraea-hints"], lines["x-astraea-kv"]) == ("ignored=mood", "pin=accepted")
+    assert said({"identity": "\ud800"})["x-astraea-identity"] == "?"
