@@ -190,4 +190,4 @@ def test_whatever_a_client_sends_is_hints_or_one_clear_error(body, headers):
         assert "send" in str(error) and "\n" not in str(error)
     else:
         assert len(hints.ignored) <= MOST_IGNORED and (hints.program_id is None) == (hints.identity == "")
-    offer(body), owner(headers)
+    assert offer(body) is not None and owner(headers) is not None
