@@ -183,3 +183,28 @@ def test_a_name_with_line_breaks_never_becomes_a_header(client):
     assert reply.status_code == 400 and "unprintable" in reply.text
     reply = generate(client, session_id="ü: 1")
     assert reply.headers["x-astraea-program"] == "%C3%BC%3A%201"
+
+
+def test_the_responses_api_names_its_program_and_tools_too(client):
+    tool = {"type": "function", **TOOLS[0]["function"]}
+    body = {"model": "m", "input": "How many people live in Bern?", "tools": [tool], "tool_choice": "required"}
+    reply = client.post(
+        "/v1/responses", json=body | {"max_output_tokens": 48, "temperature": 0}, headers={"session-id": "codex"}
+    )
+    assert reply.status_code == 200, reply.text
+    assert named(reply) == ("codex", "header session-id")
+    assert (row(client, "codex") or {})["identity"] == "header session-id"
+
+
+def test_a_final_marker_of_an_unknown_program_ends_it_with_that_request(client):
+    chat(client, question("Bye"), headers={"x-dynamo-session-id": "late", "x-dynamo-session-final": "true"})
+    over = finished(client, "late") or {}
+    assert (over["why"], over["segments"]) == ("final", 1)
+
+
+def test_events_reach_a_program_that_no_client_named_by_the_id_it_was_given(client):
+    _, tools, _ = call(client, question("How many people live in Kyiv?"))
+    paused = max(state(client)["ranks"][0]["programs"], key=lambda p: -p["age_s"])  # the youngest
+    assert paused["running_tools"] == tools
+    assert event(client, "tool_finished", paused["id"]).json()["finished"]
+    assert event(client, "program_end", paused["id"]).json() == {"ended": True}
