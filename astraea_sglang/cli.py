@@ -47,8 +47,9 @@ What is added to your flags is printed first; a flag you give yourself is never 
 
 The scheduler's own flags: --astraea-order, --astraea-admission, --astraea-theta, --astraea-prediction,
 --astraea-history, --astraea-retention, --astraea-end, --astraea-watermark, --astraea-preserve, --astraea-quota,
---astraea-lease, --astraea-tenant-header, --astraea-patience, --astraea-queues, --astraea-thresholds, --astraea-aging,
---astraea-reap-after, --astraea-max-programs.
+--astraea-lease, --astraea-tenant-header, --astraea-recognise, --astraea-patience, --astraea-queues,
+--astraea-thresholds, --astraea-aging, --astraea-reap-after, --astraea-max-programs. Prefill chunks are mixed with
+decodes unless you say --no-mixed-chunk.
 `astraea serve smollm2 --help` explains them after SGLang's."""
 
 
@@ -72,6 +73,7 @@ def serve(context: typer.Context) -> None:
     if not {"-h", "--help"} & set(flags):
         console.print(f"astraea: added for you: {shlex.join([f'{k}={v}' for k, v in environment.items()] + added)}")
     os.environ.update(environment)
+    flags = [flag for flag in flags if flag != serving.NO_MIXED]
     launch(["--model-path", str(_checkpoint(model)), *flags, *added])
 
 

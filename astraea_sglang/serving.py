@@ -18,7 +18,8 @@ from astraea_sglang.errors import ServerError
 Settings = dict[str, str | None]  # a flag that takes no value has None
 FLAGS: Settings = {"--schedule-policy": "astraea", "--enable-metrics": None, "--enable-cache-report": None}
 MIXED: Settings = {"--enable-mixed-chunk": None}  # else every prefill stalls all that decodes: measured, see README
-UNMIXED = ("--speculative", "--enable-hisparse", "--enable-megamoe-for-layernorm-sp")  # SGLang refuses the two together
+NO_MIXED = "--no-mixed-chunk"  # of `astraea serve`: SGLang has no flag against it
+UNMIXED = (NO_MIXED, "--speculative", "--enable-hisparse", "--enable-megamoe-for-layernorm-sp")  # SGLang refuses both
 CPU_FLAGS: Settings = {
     "--sleep-on-idle": None,  # an idle scheduler would spin on a core that tools could use
     "--disable-overlap-schedule": None,  # a CPU forward is synchronous: nothing to overlap

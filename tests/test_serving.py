@@ -19,8 +19,8 @@ def test_policy_and_metrics_are_added_everywhere_the_rest_where_it_helps():
     assert "--max-total-tokens" not in added_flags([], cpu=True, smollm2=False)
 
 
-@pytest.mark.parametrize("flag", ["--speculative-algorithm=EAGLE", "--enable-hisparse"])
-def test_chunks_are_not_mixed_where_sglang_refuses_to(flag):
+@pytest.mark.parametrize("flag", ["--speculative-algorithm=EAGLE", "--enable-hisparse", "--no-mixed-chunk"])
+def test_chunks_are_not_mixed_where_sglang_refuses_to_or_a_user_does(flag):
     assert "--enable-mixed-chunk" not in added_flags([flag], cpu=False, smollm2=False)
 
 

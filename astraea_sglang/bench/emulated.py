@@ -9,7 +9,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from astraea_sglang.bench.policies import Policy
-from astraea_sglang.serving import Server, run
+from astraea_sglang.serving import NO_MIXED, Server, run
 
 
 @contextmanager
@@ -28,6 +28,7 @@ def emulated_server(
     size = ["--max-total-tokens", str(pool_tokens), "--max-running-requests", str(max_running)]
     with TemporaryDirectory(prefix="astraea-emulated-") as folder:
         (Path(folder) / "config.json").write_text(json.dumps(MODEL))
-        model = [folder, "--load-format", "dummy", "--skip-tokenizer-init", *size, *policy.flags, *flags]
+        unmixed = [] if "--enable-mixed-chunk" in policy.flags else [NO_MIXED]  # as a replay does by itself
+        model = [folder, "--load-format", "dummy", "--skip-tokenizer-init", *size, *policy.flags, *unmixed, *flags]
         with run([sys.executable, "-m", "astraea_sglang.cli", "serve", *model], log, environment=environment) as server:
             yield server
