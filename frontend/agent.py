@@ -175,7 +175,8 @@ class Program:
     async def run(self, content: Content | None = None, *, most_turns: int = 8, **options: Any) -> Reply:
         """What does the model answer in the end? Runs the tools it calls, all of a reply at once, until it calls none.
 
-        After `most_turns` replies it returns the last one, its calls not run. Raises ServerError.
+        After `most_turns` replies it returns the last one, its calls not run. When it is cancelled while tools run,
+        `messages` says so in place of their results. Raises ServerError.
         """
         if most_turns < 1:
             raise ConfigError(f"most_turns={most_turns} leaves the model no reply; give 1 or more")
@@ -183,9 +184,16 @@ class Program:
         for _ in range(most_turns - 1):
             if not reply.calls:
                 break
-            async with asyncio.TaskGroup() as together:
+            before = len(self.messages)
+            try:
+                async with asyncio.TaskGroup() as together:
+                    for call in reply.calls:
+                        together.create_task(self.call(call))
+            finally:  # a server may refuse a call without a result
+                answered = {message.get("tool_call_id") for message in self.messages[before:]}
                 for call in reply.calls:
-                    together.create_task(self.call(call))
+                    if call.id not in answered:
+                        self._append(call, failed(call.tool, "was cancelled"))
             reply = await self.chat(**options)
         return reply
 

@@ -1,19 +1,17 @@
 """What does a tool say, and when is it given up? Tool calls as nodes of a program, and how one is run."""
 
 import asyncio
-import contextvars
 import inspect
 import logging
-import math
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future
 from concurrent.futures import wait as wait_for
 from functools import cache
-from threading import Lock, Thread, current_thread
+from threading import Lock, Thread, current_thread, main_thread
 from typing import Any
 
 from astraea_sglang.errors import AstraeaError, HintError
 from astraea_sglang.frontend.lang import SglExpr, SglVariable
+from astraea_sglang.frontend.tools import check, in_thread, why
 from astraea_sglang.hints import NAME_LENGTH
 from astraea_sglang.toolcalls import joined
 
@@ -89,12 +87,7 @@ def tool(
     """
     if not (1 <= len(name) <= NAME_LENGTH and name.isprintable()):
         raise HintError(f"tool name {name[:NAME_LENGTH]!r}: give it 1 to {NAME_LENGTH} printable characters")
-    if expects is not None and not (math.isfinite(expects) and expects >= 0):
-        raise HintError(f"tool {name!r}: expects={expects} is no duration; give seconds, such as expects=0.5")
-    if timeout is not None and not (math.isfinite(timeout) and timeout > 0):
-        raise HintError(f"tool {name!r}: timeout={timeout} is no time to wait; give seconds above 0, such as timeout=5")
-    if isinstance(retries, bool) or not isinstance(retries, int) or retries < 0:
-        raise HintError(f"tool {name!r}: retries={retries!r} is no count; give a whole number, such as retries=2")
+    check(name, expects, timeout, retries, HintError)
     return SglTool(name, fn, args, expects, var or name, timeout, retries)
 
 
@@ -122,7 +115,7 @@ def results(node: SglTool | SglParallel, arguments: Sequence[Sequence[object]]) 
     """What does each tool of a node say, as (text, error or None)? `arguments` holds those of each."""
     if len(node.tools) == 1:
         return [_attempts(node.tools[0], arguments[0])]
-    running = [_in_thread(_attempts, call, args) for call, args in zip(node.tools, arguments, strict=True)]
+    running = [in_thread(_attempts, call, args) for call, args in zip(node.tools, arguments, strict=True)]
     return [future.result() for future in running]
 
 
@@ -137,9 +130,11 @@ def _attempts(call: SglTool, args: Sequence[object]) -> tuple[str, str | None]:
     for _ in range(call.retries + 1):
         try:
             return str(_attempt(call, args)), None
-        except Exception as failure:
+        except BaseException as failure:  # sys.exit() too: without its state's thread the program would wait for ever
+            if isinstance(failure, KeyboardInterrupt) and current_thread() is main_thread():
+                raise
             logger.debug("tool %r failed", call.name, exc_info=True)
-            error = f"{type(failure).__name__}: {failure}"
+            error = why(failure)
     return f"Error: {error}", error
 
 
@@ -150,7 +145,7 @@ def _attempt(call: SglTool, args: Sequence[object]) -> object:
             return value
         future = asyncio.run_coroutine_threadsafe(_awaited(value), _loop())
     else:
-        future = _in_thread(_plain, call.fn, args)
+        future = in_thread(_plain, call.fn, args)
     if wait_for([future], call.timeout).not_done:
         future.cancel()
         raise TimeoutError(f"{call.name} took longer than {call.timeout:g} s")
@@ -158,28 +153,15 @@ def _attempt(call: SglTool, args: Sequence[object]) -> object:
 
 
 async def _awaited(value: Any) -> object:
-    return await value
+    try:
+        return await value
+    except (SystemExit, KeyboardInterrupt) as failure:  # would end the loop, for all async tools
+        raise RuntimeError(why(failure)) from failure
 
 
 def _plain(fn: Callable[..., object], args: Sequence[object]) -> object:
     value = fn(*args)
     return asyncio.run_coroutine_threadsafe(_awaited(value), _loop()).result() if inspect.isawaitable(value) else value
-
-
-def _in_thread(fn: Callable[..., Any], *args: object) -> Future[Any]:
-    """Runs it in a thread that the end of the process does not wait for, unlike a pool's."""
-    future: Future[Any] = Future()
-    future.set_running_or_notify_cancel()  # from now on it cannot be cancelled: it runs to its end in any case
-
-    def run() -> None:
-        try:
-            future.set_result(fn(*args))
-        except BaseException as failure:
-            future.set_exception(failure)
-
-    context = contextvars.copy_context()  # says whose child a program is that the tool runs
-    Thread(target=context.run, args=(run,), daemon=True).start()
-    return future
 
 
 def _loop() -> asyncio.AbstractEventLoop:

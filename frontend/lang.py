@@ -41,6 +41,7 @@ with _engine_deferred():
         gen_string,
         image,
         select,
+        separate_reasoning,
         set_default_backend,
         system,
         system_begin,
@@ -48,6 +49,7 @@ with _engine_deferred():
         user,
         user_begin,
         user_end,
+        video,
     )
     from sglang.lang.backend.runtime_endpoint import RuntimeEndpoint
     from sglang.lang.interpreter import ProgramState, ProgramStateGroup, StreamExecutor
@@ -104,6 +106,7 @@ __all__ = [
     "image",
     "interpreter",
     "select",
+    "separate_reasoning",
     "set_default_backend",
     "system",
     "system_begin",
@@ -112,4 +115,5 @@ __all__ = [
     "user",
     "user_begin",
     "user_end",
+    "video",
 ]

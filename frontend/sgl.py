@@ -12,8 +12,13 @@ Takes the place of `import sglang as sgl`, and does without the engine (and torc
 """
 
 import logging
-from http.client import HTTPException
+import ssl
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextvars import copy_context
 from typing import Any
+
+import httpx
 
 from astraea_sglang.errors import ServerError
 from astraea_sglang.frontend.executor import ProgramExecutor, current_run
@@ -24,14 +29,15 @@ from astraea_sglang.frontend.lang import (
     assistant,
     assistant_begin,
     assistant_end,
+    choices,
     function,
     gen,
     gen_int,
     gen_string,
-    http_request,
     image,
     interpreter,
     select,
+    separate_reasoning,
     set_default_backend,
     system,
     system_begin,
@@ -39,9 +45,11 @@ from astraea_sglang.frontend.lang import (
     user,
     user_begin,
     user_end,
+    video,
 )
 from astraea_sglang.frontend.run import ProgramRun, Traced
 from astraea_sglang.frontend.trace import structure_of, traced_once
+from astraea_sglang.frontend.wire import EVENT_S, NO_SUCH_ROUTE
 
 __all__ = [
     "AstraeaEndpoint",
@@ -53,25 +61,34 @@ __all__ = [
     "gen",
     "gen_int",
     "gen_string",
+    "greedy_token_selection",
     "image",
     "parallel",
     "select",
+    "separate_reasoning",
     "set_default_backend",
     "structure_of",
     "system",
     "system_begin",
     "system_end",
+    "token_length_normalized",
     "tool",
+    "unconditional_likelihood_normalized",
     "user",
     "user_begin",
     "user_end",
     "variable",
+    "video",
 ]
 
 if __name__ != "astraea_sglang.frontend.sgl":
     raise ImportError(f"{__name__} would hook into SGLang a second time; import astraea_sglang.frontend.sgl")
 
 logger = logging.getLogger(__name__)
+
+greedy_token_selection = choices.greedy_token_selection
+token_length_normalized = choices.token_length_normalized
+unconditional_likelihood_normalized = choices.unconditional_likelihood_normalized
 
 
 class AstraeaEndpoint(RuntimeEndpoint):
@@ -99,6 +116,8 @@ class AstraeaEndpoint(RuntimeEndpoint):
             reason = getattr(error, "reason", error)
             raise ServerError(f"no server answers at {base_url} ({reason}); start one: astraea serve") from None
         self.support_concate_and_append = False  # the server has lost that route; a join then appends the texts
+        key = {"Authorization": f"Bearer {api_key}"} if api_key else {}
+        self._events = httpx.Client(verify=ssl.create_default_context(cafile=verify), headers=key)
 
     def _add_images(self, s: StreamExecutor, data: dict[str, Any]) -> None:
         # Not about images: the one step that all requests of a state share, with the body at hand and nothing sent yet.
@@ -116,18 +135,17 @@ class AstraeaEndpoint(RuntimeEndpoint):
         return traced if traced.structure else None
 
     def end_of_program(self, program: ProgramRun) -> None:
-        """Tell the server that `program` is over. Advisory: never raises, and gives up on a server without astraea."""
-        if not self._takes_events:
+        """Tell the server that `program` is over, if it has seen it. Advisory: waits 5 s at most, and never raises."""
+        if not self._takes_events or program.next_segment() == 0:  # it has asked for none before
             return
         event = {"event": "program_end", "program_id": program.id}
         try:
-            answer = http_request(
-                self.base_url + "/astraea/events", json=event, api_key=self.api_key, verify=self.verify
-            )
-        except (OSError, HTTPException) as error:
-            logger.debug("the end of program %s was not told: %s", program.id, error)
+            answer = self._events.post(f"{self.base_url}/astraea/events", json=event, timeout=EVENT_S)
+        except Exception as error:
+            logger.debug("the end of program %s was not told: %r", program.id, error)
             return
-        self._takes_events = answer.status_code != 404
+        if answer.status_code in NO_SUCH_ROUTE:
+            self._takes_events = False
 
 
 def _run_internal(state: Any, program: Any, func_args: Any, func_kwargs: Any, sync: bool) -> None:
@@ -148,7 +166,15 @@ def _run_internal(state: Any, program: Any, func_args: Any, func_kwargs: Any, sy
         run.returned()
 
 
-# SGLang's run_program looks up these two names for every run; other backends see no difference, but can have tools.
+class _Pool(ThreadPoolExecutor):
+    """The threads of a batch, which know the program whose tool runs it: the parent of all in it."""
+
+    def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
+        return super().submit(copy_context().run, fn, *args, **kwargs)
+
+
+# SGLang looks up these three names for every run; other backends see no difference, but can have tools.
 _sglang_run_internal = interpreter.run_internal
 interpreter.run_internal = _run_internal
 interpreter.StreamExecutor = ProgramExecutor
+interpreter.ThreadPoolExecutor = _Pool

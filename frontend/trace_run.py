@@ -1,28 +1,26 @@
 """What does a program do if truths are decided so? One run of its function, with symbols for what is not known."""
 
 import sys
-import sysconfig
 import types
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from functools import partial
-from itertools import islice
 from typing import Any, NoReturn
 
-from astraea_sglang.frontend.lang import SglFunction
 from astraea_sglang.frontend.run_place import Lines, Path, lines_of
-from astraea_sglang.frontend.trace_calls import CALLING, CHANGING, SHAPED, in_language, is_pure
+from astraea_sglang.frontend.trace_calls import plain_error
+from astraea_sglang.frontend.trace_follow import Calls
 from astraea_sglang.frontend.trace_path import Loop, Ways
 from astraea_sglang.frontend.trace_source import Sources
-from astraea_sglang.frontend.trace_state import TracedExecutor, TracedGroup, TracedState
-from astraea_sglang.frontend.trace_symbol import Symbol, Untraceable, has_symbols, implied, key_of
+from astraea_sglang.frontend.trace_state import TracedExecutor, TracedState
+from astraea_sglang.frontend.trace_symbol import Symbol, Untraceable, implied, key_of, plain_size
+from astraea_sglang.frontend.trace_values import CHANGEABLE
 
-MAX_ROUNDS = 10_000
 MAX_DECISIONS = 250  # of one run
+MAX_KEY = 200  # values in what is remembered of a symbol
 
-CONTAINERS = (list, dict, set)
-STATES = (TracedState, TracedGroup, TracedExecutor)
-LIBRARY = tuple(sysconfig.get_paths()[name] for name in ("stdlib", "purelib", "platlib"))
+
+class Seen(BaseException):
+    """From here on another run has shown, or will show, all that there is."""
 
 
 class Shared:
@@ -31,12 +29,14 @@ class Shared:
     def __init__(self, limit: int | None, steps: int) -> None:
         self.ways, self.limit, self.steps = Ways(), limit, steps
         self.sources = Sources()
+        self.failed: Untraceable | None = None  # whatever a program makes of it
 
 
-class Run:
+class Run(Calls):
     """One run; what a rewritten function asks. `answers` decides the first truths, and then all is False."""
 
     def __init__(self, shared: Shared, fn: types.FunctionType, answers: tuple[bool, ...]) -> None:
+        super().__init__(shared.sources)
         self.shared, self.ways, self.limit, self.answers = shared, shared.ways, shared.limit, answers
         self.fn = shared.sources.made(fn, self)
         self.taken: list[bool] = []
@@ -44,7 +44,7 @@ class Run:
         self.loops: list[Loop] = []
         self.states: dict[Path, TracedExecutor] = {}
         self.values = 0
-        self.guards = 0
+        self.over = False  # all else is seen
         self.errors: list[BaseException] = []  # that the program itself raises
         self.at_point: Callable[[types.FrameType], None] = lambda frame: None
         self.base: types.FrameType | None = None
@@ -55,103 +55,67 @@ class Run:
         try:
             self.fn(state, **arguments)
         except Exception as error:
-            if error not in self.errors:
+            if not any(error is own for own in self.errors):
                 raise
         finally:
             self.base = None
 
     # What is decided
 
-    def fresh(self, choices: tuple[str, ...] | None = None) -> Symbol:
+    def fresh(self, among: tuple[str, ...] | None = None, *, text: bool = False) -> Symbol:
+        self.spend()
         self.values += 1
-        return Symbol(self, ("value", self.values, choices))
+        return Symbol(self, ("value", self.values, among), plain=text or among is not None)
 
     def derive(self, op: str, *operands: Any) -> Symbol:
-        self._spend()
+        self.spend()
         if op in ("==", "!=", "is"):
-            operands = tuple(sorted(operands, key=lambda operand: not isinstance(operand, Symbol)))
+            operands = tuple(sorted(operands, key=lambda operand: type(operand) is not Symbol))
         elif self.guards:
             self.give_up("uses a value within try, and it is not known what that raises")
+        sizes = [1 if op == "is" else plain_size(operand) for operand in operands]
+        size = 1 + sum(size or 0 for size in sizes)
+        if None in sizes or size > MAX_KEY:
+            return self.fresh()
+        self.spend(size // 10)
         key = (("==" if op == "!=" else op), *map(key_of, operands))
-        return Symbol(self, ("not", key) if op == "!=" else key)
+        return Symbol(self, ("not", key) if op == "!=" else key, plain=op != ".", size=size)
 
-    def decide(self, key: Any) -> bool:
-        if key[0] == "not":
-            return not self.decide(key[1])
-        known = self.facts.get(key, implied(key, self.facts))
+    def decide(self, symbol: Symbol) -> bool:
+        key, truth = symbol._key, True
+        while key[0] == "not":
+            key, truth = key[1], not truth
+        self.spend(1 + symbol._size // 10)
+        known = self.facts.get(key, implied(key, self.facts)) if symbol._plain else None
         if known is None:
-            self._spend()
             taken = len(self.taken)
             if taken == MAX_DECISIONS:
-                raise Untraceable("there are too many ways through it")
+                self.give_up_all("there are too many ways through it")
             known = self.answers[taken] if taken < len(self.answers) else False
             self.taken.append(known)
-        self.facts[key] = known
-        return known
+        if symbol._plain:
+            self.facts[key] = known
+        return known is truth
 
     # What a rewritten function asks
 
-    def text(self, *parts: Any) -> Any:
-        values = [part for part in parts if not isinstance(part, str)]
-        if any(has_symbols(value) or has_symbols(spec) for value, _, spec in values):
-            return Symbol(self, ("text", *map(key_of, parts)))
-        how: dict[int, Callable[[Any], Any]] = {-1: lambda value: value, 115: str, 114: repr, 97: ascii}
-        return "".join(part if isinstance(part, str) else format(how[part[1]](part[0]), part[2]) for part in parts)
-
-    def mod(self, left: Any, right: Any) -> Any:
-        return self.derive("%", left, right) if isinstance(left, str) and has_symbols(right) else left % right
-
-    def same(self, left: Any, right: Any) -> Any:
-        if isinstance(left, Symbol) is isinstance(right, Symbol) is False or left is right:
-            return left is right
-        return self.derive("is", left, right)
-
-    def contains(self, item: Any, container: Any) -> Any:
-        if isinstance(item, Symbol) and isinstance(container, dict | set | frozenset | list | tuple):
-            parts = sorted(container, key=repr) if isinstance(container, set | frozenset) else container
-            return any(item == part for part in parts)
-        if isinstance(item, Symbol) and not isinstance(container, Symbol):
-            return self.derive("in", item, container)
-        return item in container
-
-    def item(self, container: Any, key: Any) -> Any:
-        if not isinstance(key, Symbol) or isinstance(container, Symbol):
-            return container[key]  # pyright: ignore[reportIndexIssue]  # set where Symbol is made
-        if not isinstance(container, dict):
-            self.give_up("takes an item that a value names")
-        for part in container:
-            if key == part:
-                return container[part]
-        raise KeyError("a value that is none of the keys")
-
-    def plain(self, value: Any) -> Any:
-        if has_symbols(value):
-            self.give_up("compares a value in a way that is not traced")
-        return value
-
-    def own(self, container: Any) -> Any:
-        if isinstance(container, Symbol):
-            self.give_up("changes a value that is not known")
-        frame = sys._getframe(1)
-        while frame is not None and frame.f_code not in self.shared.sources.codes:
-            frame = frame.f_back
-        fn = self.fn
-        outside = [*fn.__globals__.values(), *(frame.f_globals.values() if frame else ())]
-        outside += [cell.cell_contents for cell in fn.__closure__ or () if _filled(cell)]
-        if any(container is known for known in outside):
-            self.give_up("changes what is kept outside the program")
-        return container
+    stops = (Untraceable, Seen)  # what no handler of the program takes
 
     def raising(self, error: Any) -> Any:
-        error = error() if isinstance(error, type) and issubclass(error, BaseException) else error
-        if isinstance(error, BaseException):
+        error = self.made(error()) if plain_error(error) else error
+        if error is not None:
+            if not self.is_made(error):
+                self.give_up(f"raises a {type(error).__name__} that it did not make")
             self.errors.append(error)
         return error
 
     def point(self) -> None:
         frame = sys._getframe(1)
         if frame.f_back is self.base:
-            self.at_point(frame)
+            try:
+                self.at_point(frame)
+            except Exception as error:  # must not reach a handler of the program
+                self.give_up(f"cannot be compared: {type(error).__name__}: {error}")
 
     @contextmanager
     def guarded(self) -> Iterator[None]:
@@ -170,104 +134,47 @@ class Run:
         finally:
             self.loops.remove(loop)
 
+    def context(self, value: Any) -> Any:
+        if not any(value is own for own in self.contexts):
+            self.give_up(f"enters a {type(value).__name__}, which is not traced")
+        return value
+
     def again(self, test: Any) -> Any:
-        self._spend()
+        self.spend()
         loop = self.loops[-1]
         loop.visits += 1
-        test = bool(test)
+        test = bool(self.truth(test))
         loop.round += test
         return test
 
-    def loop(self, iterable: Any) -> Iterator[Any]:
-        if isinstance(iterable, Symbol):
-            self.give_up("goes through a value, as often as that says")
-        lazy = iter(iterable) is iterable and not isinstance(iterable, zip | enumerate | reversed)
-        items = iterable if lazy else list(islice(iterable, MAX_ROUNDS + 1))
-        if isinstance(items, list) and len(items) > MAX_ROUNDS:
-            self.give_up(f"makes more than {MAX_ROUNDS} rounds")
-        return self._rounds(items, iterable, lazy)
+    def rows(self, iterable: Any, form: tuple[Any, ...]) -> Iterator[Any]:
+        return (self.unpack_as(item, form) for item in self.loop(iterable))
 
-    def _rounds(self, items: Iterable[Any], source: Any, lazy: bool) -> Iterator[Any]:
-        loop = Loop(self.lines(), object() if lazy else source if isinstance(source, range) else items)
+    def loop(self, iterable: Any) -> Iterator[Any]:
+        if type(iterable) is types.GeneratorType and self.is_made(iterable):
+            return self._rounds(iterable, iterable, object())
+        items = self.unpack(iterable)
+        items = items if type(items) is range else list(items)
+        return self._rounds(items, iterable, items)
+
+    def _rounds(self, items: Any, source: Any, left: object) -> Iterator[Any]:
+        loop = Loop(self.lines(), left)
         self.loops.append(loop)
         try:
             for item in items:
-                self._spend()
+                self.spend()
                 loop.turn()
                 yield item
-                if isinstance(items, list) and isinstance(source, CONTAINERS) and len(source) != len(items):
+                if type(source) in CHANGEABLE and len(source) != len(items):
                     self.give_up("changes what it goes through")
             loop.visits += 1
         finally:
             self.loops.remove(loop)
 
-    def call(self, fn: Any, *args: Any, **kwargs: Any) -> Any:
-        self._spend()
-        if isinstance(fn, SglFunction) or isinstance(getattr(fn, "__self__", None), SglFunction):
-            return self.fresh()  # a program of its own
-        if isinstance(fn, partial):
-            return self.call(fn.func, *fn.args, *args, **{**fn.keywords, **kwargs})
-        owner = getattr(fn, "__self__", None)
-        if isinstance(owner, STATES) or in_language(fn) or (isinstance(fn, type) and issubclass(fn, BaseException)):
-            return fn(*args, **kwargs)
-        plain: Any = getattr(fn, "__func__", fn)  # of a method
-        code = getattr(plain, "__code__", None)
-        if code in self.shared.sources.codes:
-            return fn(*args, **kwargs)
-        args = tuple(list(arg) if isinstance(arg, types.GeneratorType) else arg for arg in args)
-        if isinstance(fn, Symbol):
-            self._harmless("a value", args, kwargs)
-            return fn(*args, **kwargs)
-        if code is not None and not code.co_filename.startswith(LIBRARY):
-            try:
-                made: Any = self.shared.sources.made(plain, self)
-            except OSError:
-                return self._outside(fn, args, kwargs)
-            return made(*([owner] if isinstance(fn, types.MethodType) else []), *args, **kwargs)
-        if fn is print:
-            return None
-        return self._pure(fn, owner, args, kwargs) if is_pure(fn) else self._outside(fn, args, kwargs)
-
-    def _pure(self, fn: Any, owner: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        name = getattr(fn, "__name__", "")
-        everything = [*args, *kwargs.values()]
-        if isinstance(owner, CONTAINERS) or type(owner).__module__ == "collections":
-            if name in CHANGING:
-                self.own(owner)
-            return fn(*args, **kwargs)
-        shaped = name in SHAPED and not any(isinstance(part, Symbol) for part in everything)
-        if has_symbols(everything) and not shaped:
-            return self.derive("call", fn, args, kwargs)
-        if name in CALLING:
-            args = tuple(self._asking(arg) for arg in args)
-            kwargs = {key: self._asking(value) for key, value in kwargs.items()}
-        return fn(*args, **kwargs)
-
-    def _asking(self, value: Any) -> Any:
-        return (lambda *args, **kwargs: self.call(value, *args, **kwargs)) if callable(value) else value
-
-    def _outside(self, fn: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Symbol:
-        """What an unknown function would give. It does not run: it might do something."""
-        name = getattr(fn, "__qualname__", type(fn).__name__)
-        self._harmless(name, args, kwargs)
-        if self.guards:
-            self.give_up(f"calls {name} within try, and it is not known what that raises")
-        return self.fresh()
-
-    def _harmless(self, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        """Raises Untraceable if a function that does not run here could change the program by what it is given."""
-        for value in [*args, *kwargs.values()]:
-            if isinstance(value, tuple):
-                self._harmless(name, value, {})
-            elif isinstance(value, STATES):
-                self.give_up(f"hands its state to {name}, which is not traced")
-            elif isinstance(value, (*CONTAINERS, bytearray, types.FunctionType)):
-                self.give_up(f"hands a {type(value).__name__} to {name}, which is not traced")
-
     # Where it is
 
     def lines(self) -> Lines:
-        self._spend()
+        self.spend()
         lines = lines_of(self.fn.__code__)
         if lines is None:
             self.give_up("uses its state in another thread")
@@ -275,16 +182,15 @@ class Run:
 
     def give_up(self, why: str) -> NoReturn:
         lines = lines_of(self.fn.__code__)
-        raise Untraceable(f"line {lines[0][1]} {why}" if lines else why)
+        self.give_up_all(f"line {lines[0][1]} {why}" if lines else why)
 
-    def _spend(self) -> None:
-        self.shared.steps -= 1
+    def give_up_all(self, why: str) -> NoReturn:
+        self.shared.failed = self.shared.failed or Untraceable(why)
+        raise self.shared.failed
+
+    def spend(self, steps: int = 1) -> None:
+        if self.shared.failed or self.over:
+            raise self.shared.failed or Seen
+        self.shared.steps -= steps
         if self.shared.steps < 0:
-            raise Untraceable("there are too many ways through it")
-
-
-def _filled(cell: types.CellType) -> bool:
-    try:
-        return cell.cell_contents is not None
-    except ValueError:
-        return False
+            self.give_up_all("there are too many ways through it")

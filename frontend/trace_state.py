@@ -22,7 +22,7 @@ from astraea_sglang.frontend.lang import (
 )
 from astraea_sglang.frontend.run_place import Lines, Path
 from astraea_sglang.frontend.trace_path import About, Loop, Timeline, Token, Ways
-from astraea_sglang.frontend.trace_symbol import Decider, Symbol
+from astraea_sglang.frontend.trace_symbol import Decider, Symbol, Untraceable
 
 TEXTS = (
     str, Symbol, SglConstantText, SglRoleBegin, SglRoleEnd, SglImage, SglVideo, SglConcateAndAppend, SglVarScopeBegin,
@@ -37,8 +37,8 @@ class Recorder(Decider, Protocol):
     states: dict[Path, "TracedExecutor"]  # that may still be used
     limit: int | None  # tokens of a generation that gives none
 
-    def fresh(self, choices: tuple[str, ...] | None = None) -> Symbol:
-        """A value that is not known yet; one of `choices`, if given."""
+    def fresh(self, among: tuple[str, ...] | None = None, *, text: bool = False) -> Symbol:
+        """A value that is not known yet; a text, or one of `among`, if so told."""
         ...
 
     def lines(self) -> Lines:
@@ -77,16 +77,16 @@ class TracedExecutor:
                 if not isinstance(leaf, SglCommitLazy):
                     choices = leaf.choices if isinstance(leaf, SglSelect) else None
                     known = isinstance(choices, list | tuple) and all(isinstance(choice, str) for choice in choices)
-                    self.variables[name] = self.run.fresh(tuple(choices) if known and choices else None)
+                    self.variables[name] = self.run.fresh(tuple(choices) if known and choices else None, text=True)
             elif isinstance(leaf, SglTool | SglParallel):
                 if not isinstance(leaf.name, str):
                     self.run.give_up("calls a tool whose name is a value")
                 name = leaf.tools[0].var if len(leaf.tools) == 1 else leaf.name
                 self._node(lines, nth, leaf, About(name, tool=leaf.name, expects=leaf.expects))
                 for call in leaf.tools:
-                    self.variables[call.var] = self.run.fresh()
+                    self.variables[call.var] = self.run.fresh(text=True)
             elif isinstance(leaf, SglVarScopeEnd):
-                self.variables[leaf.name] = self.run.fresh()
+                self.variables[leaf.name] = self.run.fresh(text=True)
             elif isinstance(leaf, SglSeparateReasoning):
                 for name in (leaf.name, (leaf.name or "").removesuffix("_reasoning_content")):
                     self.variables[name] = self.run.fresh()
@@ -97,8 +97,14 @@ class TracedExecutor:
             nth += isinstance(leaf, (*REQUESTS, SglTool, SglParallel))
             self.text_ = self.text_ or None
 
+    def _come(self) -> None:
+        try:
+            self.timeline.come(self.run.loops)
+        except Untraceable as reason:
+            self.run.give_up_all(str(reason))
+
     def _node(self, lines: Lines, nth: int, expr: Any, about: About) -> None:
-        self.timeline.come(self.run.loops)
+        self._come()
         token = Token(type(expr).__name__, self.timeline.path, lines, nth, getattr(expr, "name", None) or "")
         self.run.ways.known(token, about)
         self.timeline.step(token)
@@ -107,7 +113,7 @@ class TracedExecutor:
         if isinstance(size, Symbol):
             self.run.give_up("forks as often as a value says")
         lines, timeline, ways = self.run.lines(), self.timeline, self.run.ways
-        timeline.come(self.run.loops)
+        self._come()
         before = timeline.last
         token = Token("fork", timeline.path, lines)
         if size > 1 and self.text_ is not False:
@@ -133,7 +139,7 @@ class TracedExecutor:
         going = [fork for fork in forks if self.run.states.get(fork.timeline.path) is fork]
         if not going:
             return
-        self.timeline.come(self.run.loops)
+        self._come()
         token = Token("join", self.timeline.path, self.run.lines())
         self.run.ways.joins[token] = Token("fork", self.timeline.path, going[0].timeline.path[-1][0])
         for fork in going:
@@ -151,7 +157,7 @@ class TracedExecutor:
         return self.run.fresh()
 
     def text(self) -> Any:
-        return self.run.fresh() if self.text_ is not False else ""
+        return self.run.fresh(text=True) if self.text_ is not False else ""
 
     def messages(self) -> Symbol:
         return self.run.fresh()

@@ -1,6 +1,6 @@
 """What is not known before a program runs? Values that record what is asked of them, in place of answers."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any, NoReturn, Protocol
 
 from astraea_sglang.frontend.lang import SglExpr
@@ -19,23 +19,30 @@ class Decider(Protocol):
         """What comes of an operation on values that are not all known?"""
         ...
 
-    def decide(self, key: Any) -> bool:
-        """Is what has this key true? Both are, each in a run of its own."""
+    def decide(self, symbol: "Symbol") -> bool:
+        """Is it true? Both are, each in a run of its own."""
         ...
 
     def give_up(self, why: str) -> NoReturn:
         """Raises Untraceable, with the line of the program that is running."""
         ...
 
+    def give_up_all(self, why: str) -> NoReturn:
+        """The same, where `why` says the line."""
+        ...
+
 
 class Symbol(SglExpr):
-    """A value that a generation or a tool gives, or that was made of such. `key` says of what, and how."""
+    """A value that a generation or a tool gives, or that was made of such. `key` says of what, and how.
 
-    def __init__(self, run: Decider, key: Any) -> None:
-        self._run, self._key = run, key
+    A `plain` one is a text, number or truth: asked again, it answers the same. Others may have changed meanwhile.
+    """
+
+    def __init__(self, run: Decider, key: Any, *, plain: bool = False, size: int = 1) -> None:
+        self._run, self._key, self._plain, self._size = run, key, plain, size  # size: values in the key
 
     def __bool__(self) -> bool:
-        return self._run.decide(self._key)
+        return self._run.decide(self)
 
     def __add__(self, other: Any) -> Any:
         if isinstance(other, SglExpr) and not isinstance(other, Symbol):
@@ -87,34 +94,30 @@ for _name in ("len", "int", "float", "index", "str", "repr", "format", "hash", "
 Symbol.__iter__ = _impossible("goes through a value, as often as that says")  # pyright: ignore[reportAttributeAccessIssue]
 
 
-def symbols_in(value: Any, depth: int = 6) -> Iterator[Symbol]:
-    """Which symbols does a value hold, itself or in containers?"""
-    if isinstance(value, Symbol):
-        yield value
-    elif depth and isinstance(value, dict):
-        for part in value.values():
-            yield from symbols_in(part, depth - 1)
-    elif depth and isinstance(value, list | tuple | set | frozenset):
-        for part in value:
-            yield from symbols_in(part, depth - 1)
-
-
-def has_symbols(value: Any) -> bool:
-    """Is any part of a value not known?"""
-    return next(symbols_in(value), None) is not None
-
-
 def key_of(value: Any) -> Any:
     """How does a value enter a symbol's key? What is neither plain nor a symbol is like nothing else."""
-    if isinstance(value, Symbol):
+    kind = type(value)
+    if kind is Symbol:
         return value._key
-    if isinstance(value, SCALARS):
-        return ("const", type(value).__name__, value)
-    if isinstance(value, list | tuple):
+    if kind in SCALARS:
+        return ("const", kind.__name__, value)
+    if kind in (list, tuple):
         return ("list", *map(key_of, value))
-    if isinstance(value, dict) and all(isinstance(name, str) for name in value):
+    if kind is dict and all(type(name) is str for name in value):
         return ("dict", *((name, key_of(part)) for name, part in value.items()))
     return ("object", object())
+
+
+def plain_size(value: Any) -> int | None:
+    """How many values are in the key of this one? None if asking it again might give something else."""
+    kind = type(value)
+    if kind is Symbol:
+        return value._size if value._plain else None
+    if kind in SCALARS:
+        return 1
+    parts = value if kind in (list, tuple) else [*value, *value.values()] if kind is dict else None
+    sizes = None if parts is None else [plain_size(part) for part in parts]
+    return None if sizes is None or None in sizes else 1 + sum(size or 0 for size in sizes)
 
 
 def implied(key: Any, facts: Mapping[Any, bool]) -> bool | None:

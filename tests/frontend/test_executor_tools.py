@@ -1,4 +1,5 @@
 import asyncio
+import sys
 from threading import Barrier, Event, current_thread
 from typing import Any
 
@@ -84,6 +85,48 @@ def test_a_program_run_on_the_loop_itself_is_refused_with_what_to_type(stand_in)
         "Error: AstraeaError: an async tool runs the program 'child'; await asyncio.to_thread(child.run, ...) instead"
     )
     assert stand_in.run(body)["ask"] == wanted
+
+
+# Tools that would end their thread
+
+
+async def exits() -> None:
+    sys.exit(2)
+
+
+def raising(error: BaseException) -> Any:
+    def fail() -> None:
+        raise error
+
+    return fail
+
+
+@pytest.mark.parametrize(
+    ("fn", "error"),
+    [
+        (lambda: sys.exit(2), "SystemExit: 2"),
+        (exits, "RuntimeError: SystemExit: 2"),
+        (raising(asyncio.CancelledError("no")), "CancelledError: no"),
+        (raising(KeyboardInterrupt()), "KeyboardInterrupt: "),
+        (raising(BaseException("panic")), "BaseException: panic"),
+    ],
+)
+@pytest.mark.parametrize("timeout", [None, 5])
+def test_a_tool_that_would_end_its_thread_tells_the_model_and_the_program_goes_on(stand_in, fn, error, timeout):
+    def body(s):
+        s += sgl.tool("quit", fn, timeout=timeout, retries=1) + " " + sgl.tool("shout", shout, "on") + sgl.gen("a")
+
+    state = stand_in.run(body)
+    assert stand_in.eventually(lambda: len(stand_in.events) == 1)  # or state.text() would wait for ever
+    assert state.text() == f"Error: {error} ONok"
+
+
+def test_ctrl_c_in_a_tool_that_runs_in_the_main_thread_is_not_the_tools(stand_in):
+    def body(s):
+        s += sgl.tool("quit", raising(KeyboardInterrupt()))
+
+    with pytest.raises(KeyboardInterrupt):
+        stand_in.run(body, use_thread=False)
 
 
 # Timeouts and retries

@@ -1,15 +1,17 @@
+import ast
 import re
 import subprocess
 import sys
 from pathlib import Path
-from threading import Thread
-from typing import Any
+from threading import Event, Thread
+from typing import Any, TypeGuard
 from unittest.mock import patch
 
 import pytest
 
 from astraea_sglang.errors import ServerError
 from astraea_sglang.frontend import sgl
+from astraea_sglang.frontend.lang import interpreter
 from astraea_sglang.frontend.trace_run import Run
 from astraea_sglang.hints import parse
 from astraea_sglang.structure import digest
@@ -95,6 +97,24 @@ def test_a_program_that_a_tool_or_a_body_runs_names_its_parent(stand_in):
     assert "parent_id" not in parent
     assert in_tool["parent_id"] == in_body["parent_id"] == parent["program_id"]
     assert len({parent["program_id"], in_tool["program_id"], in_body["program_id"]}) == 3
+
+
+@pytest.mark.parametrize("how", [{}, {"num_threads": 1}, {"generator_style": True}], ids=str)
+def test_the_programs_of_a_batch_that_a_tool_runs_name_its_program_as_their_parent(stand_in, how):
+    def child(s, mark):
+        s += mark + sgl.gen("x")
+
+    def many() -> str:
+        batch: Any = sgl.function(child)
+        states = batch.run_batch([{"mark": mark} for mark in "XYZ"], backend=sgl.AstraeaEndpoint(stand_in.url), **how)
+        return " ".join(state.text() for state in states)
+
+    def body(s):
+        s += sgl.gen("a") + sgl.tool("many", many)
+
+    assert stand_in.run(body)["many"] == "Xok Yok Zok"
+    parent, *children = stand_in.hints()
+    assert [child.get("parent_id") for child in children] == [parent["program_id"]] * 3
 
 
 # What a program may do
@@ -268,6 +288,85 @@ def test_a_plain_server_runs_programs_and_is_told_of_no_second_end(plain_stand_i
         assert state.text() == "Q okabc['ok', 'ok']"
         assert plain_stand_in.eventually(lambda: not endpoint._takes_events)
     assert len(plain_stand_in.events) == 1
+
+
+@pytest.mark.parametrize(("status", "asked"), [(404, 1), (405, 1), (501, 1), (500, 2)])
+def test_only_a_server_without_events_is_not_told_again(stand_in, status, asked, monkeypatch):
+    def body(s):
+        s += sgl.gen("a")
+
+    answer = stand_in.answer
+    monkeypatch.setattr(
+        stand_in, "answer", lambda path, body: (status if "events" in path else 200, answer(path, body)[1])
+    )
+    endpoint = sgl.AstraeaEndpoint(stand_in.url)
+    for _ in range(2):
+        stand_in.run(body, backend=endpoint, use_thread=False)
+    assert len(stand_in.events) == asked
+
+
+def test_a_server_that_is_slow_to_hear_of_the_end_is_not_waited_for(stand_in, monkeypatch):
+    def body(s):
+        s += sgl.gen("a")
+
+    answer, hear = stand_in.answer, Event()
+    monkeypatch.setattr(
+        stand_in, "answer", lambda path, body: ("events" in path and hear.wait(10), answer(path, body))[1]
+    )
+    monkeypatch.setattr(sgl, "EVENT_S", 0.02)
+    try:
+        stand_in.run(body, use_thread=False)
+        assert stand_in.events == []  # it has not been heard by now
+    finally:
+        hear.set()
+
+
+def test_the_end_is_told_with_the_servers_key(stand_in, monkeypatch):
+    def body(s):
+        s += sgl.gen("a")
+
+    endpoint = sgl.AstraeaEndpoint(stand_in.url, api_key="k")
+    assert endpoint._events.headers["authorization"] == "Bearer k"
+    stand_in.run(body, backend=endpoint)
+    assert stand_in.eventually(lambda: len(stand_in.events) == 1)
+
+
+def test_a_program_that_asked_nothing_has_nothing_to_end(stand_in):
+    def body(s):
+        s += "x" + sgl.tool("t", str.upper, "y")
+
+    stand_in.run(body, use_thread=False)
+    assert stand_in.events == []
+
+
+def test_what_sglang_offers_for_programs_is_offered_here_too():
+    text = (Path(interpreter.__file__).parents[1] / "__init__.py").read_text()
+    exported = next(ast.literal_eval(node.value) for node in ast.parse(text).body if is_all(node))
+    needs_an_engine = {"Engine", "Runtime", "ServerArgs", "flush_cache", "get_server_info"}
+    backends = {"Anthropic", "Crusoe", "LiteLLM", "OpenAI", "RuntimeEndpoint", "VertexAI"}
+    rest = set(exported) - needs_an_engine - backends - {"__version__", "global_config"}
+    assert rest <= set(sgl.__all__) and all(hasattr(sgl, name) for name in sgl.__all__)
+
+
+def is_all(node: ast.stmt) -> TypeGuard[ast.Assign]:
+    return isinstance(node, ast.Assign) and getattr(node.targets[0], "id", "") == "__all__"
+
+
+@pytest.mark.parametrize("method", ["token_length_normalized", "greedy_token_selection"])
+def test_a_select_takes_the_ways_to_choose(stand_in, method):
+    def body(s):
+        s += sgl.select("pick", ["a", "abc"], choices_method=getattr(sgl, method))
+
+    assert stand_in.run(body)["pick"] == "abc"
+
+
+@pytest.mark.server  # slow set, for the parser imports torch
+def test_reasoning_is_told_apart(stand_in):
+    def body(s):
+        s += sgl.assistant(sgl.separate_reasoning(sgl.gen("a"), model_type="deepseek-r1"))
+
+    state = stand_in.run(body)
+    assert (state["a_reasoning_content"], state["a"]) == ("ok", "")  # it has not stopped thinking
 
 
 def test_a_missing_server_is_an_error_that_says_what_to_type():

@@ -1,6 +1,9 @@
 import asyncio
 import json
+import subprocess
+import sys
 import threading
+import time
 from collections.abc import Callable
 from typing import Annotated, Any, Literal
 
@@ -8,7 +11,7 @@ import pytest
 from anyio import to_thread
 from hypothesis import given
 from hypothesis import strategies as st
-from pydantic import BaseModel, Field
+from pydantic import AfterValidator, BaseModel, Field
 
 from astraea_sglang.errors import ConfigError
 from astraea_sglang.frontend.tools import Result, Tool, tool
@@ -37,7 +40,7 @@ def answer(fn: Callable[..., Any], arguments: str, **how: Any) -> Result:
     return asyncio.run(Tool(fn, **how).answer(arguments))
 
 
-def failing(*, times: int, error: Exception) -> Callable[[], str]:
+def failing(*, times: int, error: BaseException) -> Callable[[], str]:
     """A tool that raises so many times, then works."""
     left = iter(range(times))
 
@@ -153,11 +156,78 @@ async def cancels_itself() -> None:
     raise asyncio.CancelledError
 
 
+async def exits() -> None:
+    sys.exit("usage: find NAME")
+
+
 @pytest.mark.parametrize(
     "fn, error", [(gives_up, "TimeoutError: the database did not answer"), (cancels_itself, "was cancelled")]
 )
 def test_a_tools_own_timeout_or_cancellation_is_an_error_like_any_other(fn, error):
     assert answer(fn, "{}", timeout=5).error == error
+
+
+@pytest.mark.parametrize(
+    "fn, error",
+    [
+        (exits, "SystemExit: usage: find NAME"),
+        (lambda: sys.exit(2), "SystemExit: 2"),
+        (lambda: exits(), "SystemExit: usage: find NAME"),
+        (lambda: next(iter(())), "RuntimeError: StopIteration: "),
+        (failing(times=1, error=asyncio.CancelledError()), "was cancelled"),
+        (failing(times=1, error=BaseException("panic")), "BaseException: panic"),
+        (failing(times=1, error=KeyboardInterrupt()), "RuntimeError: KeyboardInterrupt: "),
+    ],
+)
+def test_a_tool_that_would_end_its_thread_or_the_process_is_only_an_error(fn, error):
+    assert answer(fn, "{}", name="t").error == error
+
+
+def test_a_validator_that_exits_is_an_error_of_the_arguments():
+    def takes(word: Annotated[str, AfterValidator(sys.exit)]) -> None: ...
+
+    assert answer(takes, '{"word": "x"}').error == "invalid arguments: SystemExit: x"
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, GeneratorExit])
+def test_what_is_not_the_tools_own_passes_through(error):
+    async def hangs() -> None:
+        await asyncio.sleep(60)
+
+    running = Tool(hangs, retries=1).run()
+
+    async def interrupted() -> None:
+        running.send(None)
+        with pytest.raises(error):
+            running.throw(error)
+
+    asyncio.run(interrupted())
+
+
+def test_a_plain_function_lets_others_have_its_turn_while_what_it_returned_is_awaited():
+    inner = Tool(lambda: "in", name="inner")
+
+    async def outer() -> str:
+        return (await inner.run()).text
+
+    async def nested() -> list[Result]:
+        to_thread.current_default_thread_limiter().total_tokens = 2
+        calls = (Tool(lambda: outer(), name="outer", timeout=5).run() for _ in range(4))
+        return await asyncio.gather(*calls)
+
+    assert [result.text for result in asyncio.run(nested())] == ["in"] * 4
+
+
+def test_a_tool_that_was_given_up_does_not_hold_the_end_of_the_process():
+    code = """
+import asyncio, time
+from astraea_sglang.frontend.tools import Tool
+print(asyncio.run(Tool(lambda: time.sleep(30), name="t", timeout=0.02).run()).text)
+"""
+    began = time.monotonic()
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert done.stdout == "Error: took longer than 0.02 s\n", done.stderr
+    assert time.monotonic() - began < 25
 
 
 def test_waiting_for_a_thread_does_not_use_up_the_timeout():
@@ -206,8 +276,8 @@ def unknown(x: threading.Thread) -> None: ...
         (unknown, {}, "annotate its parameters"),
         (search, {"expects": -1}, "give seconds, such as expects=0.5"),
         (search, {"expects": float("nan")}, "give seconds, such as expects=0.5"),
-        (search, {"timeout": 0}, "leaves it no time"),
-        (search, {"retries": -1}, "give 0 or more"),
+        (search, {"timeout": 0}, "give seconds above 0, such as timeout=5"),
+        (search, {"retries": -1}, "give a whole number, such as retries=2"),
     ],
 )
 def test_what_cannot_be_a_tool_is_refused_with_the_fix(fn, how, words):

@@ -194,7 +194,7 @@ def test_every_run_is_a_way_that_the_structure_allows(program, seed):
 
     execute = ProgramExecutor._execute_tools
     function: Any = sgl.function(compiled(text))
-    with patch.object(trace, "MAX_STEPS", 5000):  # to be quick
+    with patch.object(trace, "MAX_STEPS", 30_000):  # to be quick
         known = sgl.structure_of(function)
     if known.structure is None:
         assert known.why in ("there are too many ways through it", "it asks the server for nothing"), (text, known.why)
