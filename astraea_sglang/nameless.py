@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from astraea_sglang.continuations import ENOUGH, Continuations
 from astraea_sglang.program import Program, Segment
 
+NAMELESS = "~nameless"  # their class, unless they say another: they do not teach us of those that have a name
 KEPT = 4096  # finished segments, and programs that are over
 
 

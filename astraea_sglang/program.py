@@ -85,6 +85,7 @@ class Run:
     waits: Waits = field(default_factory=Waits)
     alone: float = 0.0  # seconds its segments so far would have taken alone on this engine
     live: int = 0  # segments
+    touched: float = 0.0  # seconds: when a segment of any of them came or ended last
 
 
 @dataclass(slots=True, eq=False)

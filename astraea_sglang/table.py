@@ -10,7 +10,7 @@ from astraea_sglang.config import Config
 from astraea_sglang.costs import Costs
 from astraea_sglang.hints import Hints
 from astraea_sglang.history import position, visit
-from astraea_sglang.nameless import Nameless
+from astraea_sglang.nameless import NAMELESS, Nameless
 from astraea_sglang.plan import Plan, Planner, Pool
 from astraea_sglang.predict import Predictor
 from astraea_sglang.program import Program, Run, Segment, program_key
@@ -54,7 +54,7 @@ class ProgramTable:
             program = next(iter(self._idle.values()))
             if self.now - (program.idle_since or 0.0) <= self.config.reap_after:
                 break
-            if program.run.live:  # its sub-agent works
+            if program.run.live or self.now - program.run.touched <= self.config.reap_after:  # a sub-agent works
                 working.append(self._idle.pop(program.key))
             else:
                 self._remove(program, "reaped")
@@ -91,6 +91,7 @@ class ProgramTable:
         )
         program.live[rid] = segment
         program.run.live += 1
+        program.run.touched = self.now
         program.segments += not hidden
         program.node = node
         if (hints.final and not hidden) or program.anonymous:
@@ -145,6 +146,7 @@ class ProgramTable:
         if program.live.pop(segment.rid, None) is not segment:
             return
         program.run.live -= 1
+        program.run.touched = self.now
         program.running -= segment.running
         self._running.pop(segment.rid, None)
         if segment.running:  # else nothing of it was computed
@@ -243,7 +245,7 @@ class ProgramTable:
         program = Program(
             key=named if hints.program_id is not None else f"\0{self._opened}",
             id=id,
-            program_class=hints.program_class,
+            program_class=hints.program_class or ("" if hints.program_id is not None else NAMELESS),
             arrived=self.now,
             run=parent.run if parent else Run(self.now),
             parent_id=hints.parent_id,

@@ -49,8 +49,8 @@ def _event(engine: Engine, event: dict[str, Any]) -> dict[str, Any]:
     """What has happened to a program, or is asked for its KV: done where the program is known."""
     table, keeper, kind = engine.table, engine.keeper, event["event"]
     if kind == "program_end":
-        return {"ended": table.end(event["program_id"], event[OWNER])}
-    program = table.find(event["program_id"], event[OWNER])
+        return {"ended": table.end(event["program_id"], event.get(OWNER, ""))}
+    program = table.find(event["program_id"], event.get(OWNER, ""))
     if program is None:
         table.counts["unknown_events"] += 1
         return {}

@@ -162,7 +162,7 @@ def test_a_program_that_is_over_is_not_paused():
     segment, _ = turn(t, "r1", SYSTEM, OUT)
     assert segment.program.idle_since is None
     again = ask(t, "r2", [*SYSTEM, *OUT, 1])
-    assert again.program is segment.program and t.predictor.dump()["tools"] == [["", "", [0.0]]]
+    assert again.program is segment.program and t.predictor.dump()["tools"] == [["~nameless", "", [0.0]]]
 
 
 def test_a_parent_is_not_reaped_while_its_sub_agent_works():
@@ -172,6 +172,8 @@ def test_a_parent_is_not_reaped_while_its_sub_agent_works():
     t.advance(t.now + 10)
     assert t.find("p") is parent.program
     answer(t, child, [1, 2], OUT)
+    t.advance(t.now + 3)  # the child's tool runs
+    assert t.find("p") is parent.program
     t.advance(t.now + 10)
     assert t.find("p") is None and t.find("c") is None
 

@@ -263,7 +263,7 @@ def test_a_server_that_dies_leaves_what_was_measured_and_the_same_call_goes_on(t
     assert sorted((run.program, run.segment) for run in runs) == [(name, i) for name in "abc" for i in (0, 1)]
     arrived = {run.program: run.arrived for run in runs if run.segment == 0}
     assert arrived == {"a": 0.0, "b": 0.01, "c": 0.02}  # seconds of the whole plan
-    assert seen[0][1] == 1 and seen[-1][1] == 3 and seen[0][0] >= 0.01
+    assert seen[0][1] == 1 and seen[-1][1] == 3 and seen[0][0] > 0.009  # clocks round
     again = len(server.bodies)
     assert play(server, *plans, journal=journal) == runs and len(server.bodies) == again
 
