@@ -187,7 +187,8 @@ def test_a_name_with_line_breaks_never_becomes_a_header(client):
 
 def test_the_responses_api_names_its_program_and_tools_too(client):
     tool = {"type": "function", **TOOLS[0]["function"]}
-    body = {"model": "m", "input": "How many people live in Bern?", "tools": [tool], "tool_choice": "required"}
+    model = client.get("/v1/models").json()["data"][0]["id"]
+    body = {"model": model, "input": "How many people live in Bern?", "tools": [tool], "tool_choice": "required"}
     reply = client.post(
         "/v1/responses", json=body | {"max_output_tokens": 48, "temperature": 0}, headers={"session-id": "codex"}
     )
