@@ -38,6 +38,8 @@ def measure(sizes: Sequence[int], rounds: int) -> tuple[list[dict[str, Any]], fl
     pool = len(plans) * (PROMPT + NEW)
     scheduler: Any = build(peer, schedule_policy=POLICY, max_total_tokens=pool, max_running_requests=256)
     lpm: Any = schedule_policy.SchedulePolicy("lpm", scheduler.tree_cache, False, False, False)
+    for i in range(len(plans)):
+        peer.request(Coming(0.0, i, 0))  # never sent: a prompt follows the one before it
     scheduler.process_input_requests([peer.request(Coming(0.0, i, 1)) for i in range(len(plans))])
     for req in scheduler.waiting_queue[::2]:
         value = scheduler.token_to_kv_pool_allocator.alloc(PROMPT)
