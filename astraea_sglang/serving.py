@@ -37,9 +37,9 @@ SMOLLM2_ENVIRONMENT = {"SGLANG_TOOL_STRICT_LEVEL": "2"}  # else SGLang leaves a 
 
 def has_accelerator() -> bool:
     """Is there a device that SGLang would prefer to the CPU?"""
-    import torch
+    from astraea_sglang.patches import machine
 
-    return torch.accelerator.is_available()
+    return machine.has_accelerator()
 
 
 def added_flags(flags: Sequence[str], *, cpu: bool, smollm2: bool) -> list[str]:

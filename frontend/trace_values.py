@@ -7,6 +7,7 @@ used up, entered, called, compared or asked for its truth: a class of the user c
 import inspect
 import operator
 import types
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from contextlib import suppress
 from itertools import islice
@@ -52,40 +53,42 @@ def _by_c(kind: type) -> bool:
     return type(kind) is type and type(kind.__getattribute__) is types.WrapperDescriptorType
 
 
-class Values:
+class Values(ABC):
     """What a rewritten function asks about values. Whatever is not allowed gives up."""
 
     def __init__(self) -> None:
         self.made_here: dict[int, Any] = {}  # by id, and kept, so that the ids stay theirs
         self.handed: dict[int, Any] = {}  # what a tool may change
 
+    @abstractmethod
     def spend(self, steps: int = 1) -> None:
         """Count steps; gives up when there have been too many."""
-        raise NotImplementedError
 
+    @abstractmethod
     def give_up(self, why: str) -> NoReturn:
         """Raises Untraceable."""
-        raise NotImplementedError
+        raise Untraceable(why)
 
+    @abstractmethod
     def give_up_all(self, why: str) -> NoReturn:
         """The same, where `why` says the line."""
-        raise NotImplementedError
+        raise Untraceable(why)
 
+    @abstractmethod
     def derive(self, op: str, *operands: Any) -> Symbol:
         """What comes of operands that are not all known?"""
-        raise NotImplementedError
 
+    @abstractmethod
     def decide(self, symbol: Symbol) -> bool:
         """Is it true?"""
-        raise NotImplementedError
 
+    @abstractmethod
     def fresh(self, *, text: bool = False) -> Symbol:
         """A value of which nothing is known, but perhaps that it is a text, number or truth."""
-        raise NotImplementedError
 
+    @abstractmethod
     def call(self, fn: Any, *args: Any, **kwargs: Any) -> Any:
         """What does a call give?"""
-        raise NotImplementedError
 
     # What is allowed
 

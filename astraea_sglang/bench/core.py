@@ -52,7 +52,7 @@ def run(out: Path) -> int:
         passes, step_s = measure(BESIDE, ROUNDS)
     paused = [_paused(*policy) for policy in track(PAUSED, "1,000 paused programs, a full pool", console=console)]
     with console.status("1,000 open programs, a request at a time"):
-        passed = _alone("astraea_sglang.bench.request_path")
+        passed = _alone("astraea_sglang.patches.request_path")
     with console.status("memory"):
         memory = {"program_bytes": program_bytes(PROGRAMS), "history_bytes": history_bytes(HOSTILE)}
     out.mkdir(parents=True, exist_ok=True)

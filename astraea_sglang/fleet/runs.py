@@ -29,7 +29,7 @@ class Run:
 
 def machine() -> dict[str, Any]:
     """Which machine is this? CPU model, cores, memory in GiB, accelerator (None without one), Python version."""
-    import torch
+    from astraea_sglang.patches.machine import accelerator_name
 
     cpuinfo = Path("/proc/cpuinfo")
     lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
@@ -38,6 +38,6 @@ def machine() -> dict[str, Any]:
         "cpu": models[0] if models else platform.machine(),
         "cores": os.cpu_count(),
         "memory_gib": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30),
-        "accelerator": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+        "accelerator": accelerator_name(),
         "python": platform.python_version(),
     }

@@ -23,7 +23,7 @@ def test_the_path_table_shows_named_and_nameless_requests_side_by_side():
 
 @pytest.mark.server
 def test_a_requests_path_is_measured_beside_sglangs_own_work():
-    rows = core._alone("astraea_sglang.bench.request_path", "40", "20")
+    rows = core._alone("astraea_sglang.patches.request_path", "40", "20")
     assert {row["kind"] for row in rows} == {"named", "nameless"}
     us = {(row["part"], row["kind"]): row["p50_s"] * 1e6 for row in rows}
     for kind in ("named", "nameless"):

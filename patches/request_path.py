@@ -17,7 +17,20 @@ from statistics import median, quantiles
 from types import SimpleNamespace
 from typing import Any
 
+from sglang.srt.entrypoints.http_server import ORJSONRequest
+from sglang.srt.managers.io_struct import GenerateReqInput
+from sglang.srt.managers.schedule_batch import FINISH_LENGTH, Req
+from sglang.srt.model_executor.forward_batch_info import ForwardMode
+from sglang.srt.sampling.sampling_params import SamplingParams
+from transformers import AutoTokenizer
+
+from astraea_sglang import smollm2
 from astraea_sglang.bench.core import seconds
+from astraea_sglang.config import Config
+from astraea_sglang.patches import intake, lifecycle
+from astraea_sglang.patches.args import POLICY
+from astraea_sglang.patches.residency import Residency
+from astraea_sglang.table import ProgramTable
 
 OPEN = 1000  # programs, each with one finished segment
 WORDS, OUTPUT, ANSWER = 1500, 100, 50  # words of a first prompt, tokens of an output, words of a tool's answer
@@ -31,19 +44,6 @@ def measure(programs: int = OPEN, rounds: int = ROUNDS) -> list[dict[str, Any]]:
     Half of the programs are named by their body's session_id, the others not at all; the parts that are SGLang's are
     timed for the same requests, in between.
     """
-    from sglang.srt.managers.io_struct import GenerateReqInput
-    from sglang.srt.managers.schedule_batch import FINISH_LENGTH, Req
-    from sglang.srt.model_executor.forward_batch_info import ForwardMode
-    from sglang.srt.sampling.sampling_params import SamplingParams
-    from transformers import AutoTokenizer
-
-    from astraea_sglang import smollm2
-    from astraea_sglang.config import Config
-    from astraea_sglang.patches import intake, lifecycle
-    from astraea_sglang.patches.args import POLICY
-    from astraea_sglang.patches.residency import Residency
-    from astraea_sglang.table import ProgramTable
-
     tokenizer: Any = AutoTokenizer.from_pretrained(str(smollm2.build()))
     manager = SimpleNamespace(server_args=SimpleNamespace(schedule_policy=POLICY))
     table, random = ProgramTable(Config()), Random(1)
@@ -107,7 +107,6 @@ def measure(programs: int = OPEN, rounds: int = ROUNDS) -> list[dict[str, Any]]:
 
 def _request(body: dict[str, Any]) -> Any:
     """A request as FastAPI hands it on once it has read the body."""
-    from sglang.srt.entrypoints.http_server import ORJSONRequest
 
     async def receive() -> dict[str, Any]:
         return {"type": "http.request", "body": json.dumps(body).encode()}
