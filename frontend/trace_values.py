@@ -16,7 +16,7 @@ from typing import Any, NoReturn
 from astraea_sglang.frontend.lang import SglExpr, SglFunction
 from astraea_sglang.frontend.trace_calls import OPERATORS
 from astraea_sglang.frontend.trace_state import TracedExecutor, TracedGroup, TracedState
-from astraea_sglang.frontend.trace_symbol import SCALARS, Symbol
+from astraea_sglang.frontend.trace_symbol import SCALARS, Symbol, Untraceable
 
 MAX_ROUNDS = 10_000
 MAX_LENGTH = 1_000_000  # characters or items of what is known
