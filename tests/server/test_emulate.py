@@ -46,7 +46,7 @@ class Emulated(NamedTuple):
     device: Path
 
 
-@pytest.fixture(scope="module", params=["fcfs", "astraea"])
+@pytest.fixture(scope="module", params=["fcfs", "fcfs:mixed-chunk=on", "astraea:mixed-chunk=on"])
 def emulated(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Emulated]:
     folder = tmp_path_factory.mktemp("emulated")
     (policy,) = parse(request.param)
@@ -81,7 +81,9 @@ pickle.dump([(s.program, s.finished) for s in replayed.segments], open(out, "wb"
 
 def virtual(emulated: Emulated, out: Path) -> dict[str, float]:
     """When does each program finish under virtual time? In a process of its own, which SGLang wants."""
-    arguments = pickle.dumps((plans(), str(emulated.device), emulated.policy.name, SIZE, out))
+    arguments = pickle.dumps(
+        (plans(), str(emulated.device), emulated.policy.name, SIZE | dict(emulated.policy.engine), out)
+    )
     command, environment = [sys.executable, "-c", REPLAY], os.environ | {"CUDA_VISIBLE_DEVICES": ""}
     done = subprocess.run(command, input=arguments, capture_output=True, env=environment, timeout=300)
     assert done.returncode == 0, done.stderr.decode()
@@ -108,7 +110,7 @@ def agrees(server: Server, expected: dict[str, float]) -> bool:
 def test_programs_take_as_long_as_under_virtual_time(emulated, tmp_path):
     expected = means(virtual(emulated, tmp_path / "virtual"))
     alone = means({s.program: s.finished for s in figures.alone(plans(), device.load(str(emulated.device)))})
-    assert expected["all"] > 1.4 * alone["all"]  # they do wait for each other
+    assert expected["all"] > 1.2 * alone["all"]  # they do wait for each other
     if not agrees(emulated.server, expected):  # this machine stood still for a second, perhaps: again, once
         with start(emulated.policy, emulated.device, tmp_path / "log") as fresh:
             assert agrees(fresh, expected)
