@@ -6,19 +6,17 @@ beginning of its output, and goes on. Of several, the one that agrees longest: w
 them apart, so if they agree equally far the request is nobody's.
 """
 
-from array import array
 from bisect import bisect_left, insort
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from hashlib import blake2b
 from itertools import count
 
-BLOCK = 64  # tokens of a prompt that are digested together
+from astraea_sglang.beginnings import BLOCK, WIDTH, Prompt, packed
+
 ENOUGH = 4  # tokens of an output with which a prompt has to go on: a template may alter what follows
 KEPT = 256  # tokens of an output that are compared
 BRANCHES = 32  # finished segments remembered of one program
-WIDTH = array("q").itemsize  # bytes of a token id
 
 
 @dataclass(slots=True, eq=False)
@@ -32,11 +30,11 @@ class _Path:
     tail: bytes  # those, and the first KEPT tokens of the output
     least: int  # bytes of the tail with which a prompt that continues it agrees at least
 
-    def begins(self, digests: dict[int, bytes], packed: bytes) -> bool:
+    def begins(self, prompt: Prompt) -> bool:
         """Does a prompt begin with the path's whole prompt?"""
         begun = self.blocks * BLOCK * WIDTH
-        rest = packed[begun : begun + self.prompt]
-        return digests.get(self.blocks) == self.digest and rest == self.tail[: self.prompt]
+        rest = prompt.packed[begun : begun + self.prompt]
+        return rest == self.tail[: self.prompt] and prompt.digest(self.blocks) == self.digest
 
 
 class Continuations:
@@ -59,10 +57,8 @@ class Continuations:
     def __len__(self) -> int:
         return len(self._ends) + len(self._passed)
 
-    def finished(
-        self, program: str, prompt: Sequence[int], output: Sequence[int], space: str = "", *, enough: int = ENOUGH
-    ) -> None:
-        """A segment of `program` is over; both in token ids. One without output leaves nothing to recognise it by.
+    def finished(self, program: str, prompt: Prompt, output: Sequence[int], *, enough: int = ENOUGH) -> None:
+        """A segment of `program` is over, `output` in token ids. Without one there is nothing to recognise it by.
 
         With `enough` tokens of its output, or all of a shorter one, has a prompt to go on that continues it.
 
@@ -70,23 +66,21 @@ class Continuations:
         """
         if not output:
             return
-        packed = _packed(prompt)
-        blocks = len(prompt) // BLOCK
-        digests = self._digests(packed, space, blocks)
+        blocks = prompt.blocks
         mine = self._programs.setdefault(program, {})
-        rest = packed[blocks * BLOCK * WIDTH :]
+        rest = prompt.packed[blocks * BLOCK * WIDTH :]
         path = _Path(
             program,
             blocks,
-            digests[blocks],
+            prompt.digest(blocks),
             len(rest),
-            rest + _packed(output[:KEPT]),
+            rest + packed(output[:KEPT]),
             len(rest) + min(len(output), enough) * WIDTH,
         )
         for number, old in list(mine.items()):
             if (old.digest, old.prompt, old.tail) == (path.digest, path.prompt, path.tail):
                 self._forget(number, old)
-            elif number in self._ends and old.begins(digests, packed):
+            elif number in self._ends and old.begins(prompt):
                 self._ends.remove(number)
                 self._passed.add(number, old)
         self._programs.setdefault(program, mine)  # in case its only path was this one
@@ -101,12 +95,12 @@ class Continuations:
             self._forget(*(self._passed.oldest() or self._ends.oldest() or (number, path)))
             self.counts["forgotten"] += 1
 
-    def continued(self, prompt: Sequence[int], space: str = "") -> str | None:
+    def continued(self, prompt: Prompt) -> str | None:
         """Whose next segment has this prompt? None if it continues nobody's path, or several programs' alike."""
-        packed = _packed(prompt)
-        digests = self._digests(packed, space)
-        agreed, programs = self._ends.longest(digests, packed)
-        further, passed = self._passed.longest(digests, packed)
+        depths = [blocks for blocks in range(prompt.blocks + 1) if blocks in self._depths]
+        digests = {blocks: prompt.digest(blocks) for blocks in depths}
+        agreed, programs = self._ends.longest(digests, prompt.packed)
+        further, passed = self._passed.longest(digests, prompt.packed)
         if further > agreed:
             programs = passed
         self.counts["recognised" if len(programs) == 1 else "ambiguous" if programs else "unknown"] += 1
@@ -126,18 +120,6 @@ class Continuations:
         self._depths[path.blocks] -= 1
         if not self._depths[path.blocks]:
             del self._depths[path.blocks]
-
-    def _digests(self, packed: bytes, space: str, wanted: int = -1) -> dict[int, bytes]:
-        """By numbers of blocks: of the beginning of a prompt, where a path has as many or they are `wanted`."""
-        key = blake2b(space.encode("utf-8", "surrogatepass")).digest()
-        digester, view, done, found = blake2b(digest_size=16, key=key), memoryview(packed), 0, {}
-        for blocks in range(len(packed) // (BLOCK * WIDTH) + 1):
-            if blocks in self._depths or blocks == wanted:
-                end = blocks * BLOCK * WIDTH
-                digester.update(view[done:end])
-                done = end
-                found[blocks] = digester.copy().digest()
-        return found
 
 
 class _Group:
@@ -235,7 +217,3 @@ def _agreed(one: bytes, other: bytes) -> int:
 
 def _tail(path: _Path) -> bytes:
     return path.tail
-
-
-def _packed(tokens: Sequence[int]) -> bytes:
-    return array("q", tokens).tobytes()

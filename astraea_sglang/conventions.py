@@ -173,7 +173,7 @@ def _claude_code(
 def _advice(body: dict[Any, Any], ignored: list[str]) -> tuple[dict[str, Any], set[tuple[str, ...]]]:
     """The hints in it, each tried alone: one that is malformed is ignored."""
     payload, taken = {}, {*LAST, STEP}
-    for path, key in ADVICE.items():
+    for path, key in ADVICE.items() if "nvext" in body or "agent_hints" in body else ():
         if (value := _at(body, path)) is None:
             continue
         taken.add(path)

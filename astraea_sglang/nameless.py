@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+from astraea_sglang.beginnings import Prompt
 from astraea_sglang.continuations import ENOUGH, Continuations
 from astraea_sglang.program import Program, Segment
 
@@ -17,16 +18,15 @@ class Nameless:
         self.continuations = Continuations(KEPT)
         self._over: dict[str, tuple[Program, float]] = {}  # and since when, seconds
 
-    def whose(self, prompt: Sequence[int], space: str) -> str | None:
-        """Which program's next segment has this prompt, in token ids? Its key; None if nobody's, or if in doubt."""
-        return self.continuations.continued(prompt, space) if self.on and prompt else None
+    def read(self, prompt: Sequence[int], space: str) -> Prompt | None:
+        """A prompt in token ids, as it is compared with others of its `space`; None if it will not be."""
+        return Prompt(prompt, space) if self.on and prompt else None
 
-    def finished(self, segment: Segment, prompt: Sequence[int], output: Sequence[int], *, called: bool) -> None:
-        """A segment is over; both are token ids. Some clients write what was `called` in words of their own."""
-        if self.on and segment.program.nameless:
-            self.continuations.finished(
-                segment.program.key, prompt, output, segment.space, enough=0 if called else ENOUGH
-            )
+    def finished(self, segment: Segment, output: Sequence[int], *, called: bool) -> None:
+        """A segment is over, `output` in token ids. Some clients write what was `called` in words of their own."""
+        if segment.read is not None:
+            enough = 0 if called else ENOUGH
+            self.continuations.finished(segment.program.key, segment.read, output, enough=enough)
 
     def over(self, program: Program, now: float, *, may_go_on: bool) -> None:
         """A program is over; one that may go on is remembered."""

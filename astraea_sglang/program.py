@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 
 from astraea_sglang.actions import KvAction
+from astraea_sglang.beginnings import Prompt
 from astraea_sglang.hints import Hints
 from astraea_sglang.history import END, Rest
 from astraea_sglang.order import Tenure, Waiting
@@ -31,7 +32,7 @@ class Segment:
     arrived: float  # seconds
     prompt_tokens: int
     max_new_tokens: int
-    space: str  # prompts are compared within it only
+    read: Prompt | None  # its prompt, if its program is found by that
     tier: int  # of the user's own priority, 0 first
     known: int  # tokens of it that were computed before: those the radix tree lacks are computed again
     output: float = 1.0  # tokens it will generate, predicted when it arrived

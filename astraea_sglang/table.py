@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from astraea_sglang import mlfq, snapshot
+from astraea_sglang.beginnings import Prompt
 from astraea_sglang.config import Config
 from astraea_sglang.costs import Costs
 from astraea_sglang.hints import Hints
@@ -15,7 +16,7 @@ from astraea_sglang.plan import Plan, Planner, Pool
 from astraea_sglang.predict import Predictor
 from astraea_sglang.program import Program, Run, Segment, program_key
 from astraea_sglang.structure import ProgramStructure, Structures
-from astraea_sglang.toolcalls import joined, parts
+from astraea_sglang.toolcalls import ANSWERS, joined, parts
 
 FINISHED_KEPT = 256  # programs
 MAX_VISITS = 16  # declared nodes of a program whose segments are counted
@@ -75,7 +76,8 @@ class ProgramTable:
 
         One that names no program belongs to that whose path its `prompt` continues, in token ids, within the `space`.
         """
-        program = self._known(hints, prompt, space) or self._open(rid, hints, prompt_tokens)
+        read = self.nameless.read(prompt, space) if hints.program_id is None else None
+        program = self._known(hints, read) or self._open(rid, hints, prompt_tokens)
         hidden = max_new_tokens == 0  # it only fills the radix tree, as before forks and several samples
         if self._idle.pop(program.key, None) and program.idle_since is not None:
             self.predictor.returned(program, self.now - program.idle_since)
@@ -87,7 +89,7 @@ class ProgramTable:
         node = visit(declared, program.visits.get(declared, 1)) if declared else position(program.segments)
         known = min(program.context, prompt_tokens)
         segment = Segment(
-            rid, program, hints, declared, node, self.now, prompt_tokens, max_new_tokens, space, tier, known
+            rid, program, hints, declared, node, self.now, prompt_tokens, max_new_tokens, read, tier, known
         )
         program.live[rid] = segment
         program.run.live += 1
@@ -134,13 +136,12 @@ class ProgramTable:
         segment: Segment,
         *,
         aborted: bool = False,
-        prompt: Sequence[int] = (),
         output: Sequence[int] = (),
         tools: Sequence[str] | None = None,
     ) -> None:
         """A segment is over. Its program waits for a tool, or is done; an aborted last segment may be sent again.
 
-        `prompt` and `output` are its token ids, `tools` what the output calls: None if nothing was offered.
+        `output` is in token ids, `tools` what it calls: None if nothing was offered.
         """
         program = segment.program
         if program.live.pop(segment.rid, None) is not segment:
@@ -160,7 +161,7 @@ class ProgramTable:
             if segment.hints.final and program.closing == "final":
                 program.closing = None
         else:
-            self.nameless.finished(segment, prompt, output, called=bool(tools))
+            self.nameless.finished(segment, output, called=bool(tools))
             self._calls(segment, tools)
             self.predictor.finished(segment)
             yielded = not (program.closing and not program.live)
@@ -263,11 +264,11 @@ class ProgramTable:
         if program.nameless:
             self._told[program_key(program.id, program.owner)] = program.key
 
-    def _known(self, hints: Hints, prompt: Sequence[int], space: str) -> Program | None:
+    def _known(self, hints: Hints, read: Prompt | None) -> Program | None:
         """Which program does a segment belong to? None: a new one."""
         if hints.program_id is not None:
             return self.programs.get(program_key(hints.program_id, hints.owner))
-        key = self.nameless.whose(prompt, space)
+        key = None if read is None else self.nameless.continuations.continued(read)
         program = None if key is None else self.programs.get(key) or self._again(key)
         if program is not None and program.anonymous:
             self._goes_on(program)
@@ -293,6 +294,8 @@ class ProgramTable:
         program = segment.program
         if tools is None and not segment.hints.tools and program.nameless and program.calls.called:
             tools = ()  # some clients offer none when they want the answer
+        if tools and ANSWERS.issuperset(tools):
+            tools = ()
         if tools is None:
             program.calls.expect(parts(segment.hints.next_tool) if segment.hints.next_tool else ())
             return

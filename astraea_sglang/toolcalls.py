@@ -5,6 +5,7 @@ from typing import NamedTuple
 
 from astraea_sglang.hints import NAME_LENGTH
 
+ANSWERS = frozenset({"final_answer", "final_result"})  # smolagents, pydantic-ai: "tools" that take a program's answer
 MOST_RUNNING = 64
 MOST_KEPT = 64  # names of tools that a program has called, for people to see
 

@@ -16,7 +16,7 @@ from astraea_sglang.actions import KINDS, MOST_ACTIONS, KvAction, cache_control,
 from astraea_sglang.actions import parse as parse_action
 from astraea_sglang.config import variable
 from astraea_sglang.errors import HintError
-from astraea_sglang.hints import ID_LENGTH, Hints, decoded, described, parse, payload
+from astraea_sglang.hints import ID_LENGTH, KEYS, Hints, decoded, described, parse, payload
 from astraea_sglang.patches.args import POLICY
 
 ACTION = "astraea.program"
@@ -75,14 +75,14 @@ def hints_of(req: Any, structures: Container[str]) -> tuple[Hints, float, str]:
         return Hints(), 0.0, ""
     if told.get("structure_ref", "") in structures:
         told = {key: value for key, value in told.items() if key != "structure"}
-    hints = replace(
-        parse(told),
-        identity=told.get(IDENTITY, ""),
-        owner=told.get(OWNER, ""),
-        tools=tuple(told.get(TOOLS, ())),
-        forced=told.get(FORCED, False),
-        parser=told.get(PARSER, ""),
-    )
+    ours: dict[str, Any] = {
+        "identity": told.get(IDENTITY, ""),
+        "owner": told.get(OWNER, ""),
+        "tools": tuple(told.get(TOOLS, ())),
+        "forced": told.get(FORCED, False),
+        "parser": told.get(PARSER, ""),
+    }
+    hints = Hints(**ours) if KEYS.isdisjoint(told) else replace(parse(told), **ours)
     return hints, told[ARRIVED], told.get(TENANT, "")
 
 

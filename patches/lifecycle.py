@@ -184,7 +184,7 @@ def _finish(engine: Engine, tree: Any, segment: Segment, req: Any, aborted: bool
     tools = None if aborted else tools_called(req, output, segment.hints)
     if isinstance(tree, AstraeaRadixCache) and segment.running and (tools or not program.anonymous):
         tree.ends(program, req.last_node)
-    engine.table.finish(segment, aborted=aborted, prompt=req.origin_input_ids, output=output, tools=tools)
+    engine.table.finish(segment, aborted=aborted, output=output, tools=tools)
     if isinstance(tree, AstraeaRadixCache):  # an aborted segment may leave less than it computed
         engine.table.evicted(program, tree.remains(program))
     if engine.keeper is not None and program.idle_since is not None:

@@ -4,7 +4,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from astraea_sglang.continuations import BLOCK, BRANCHES, ENOUGH, KEPT, Continuations
+from astraea_sglang.beginnings import BLOCK, Prompt
+from astraea_sglang.continuations import BRANCHES, ENOUGH, KEPT, Continuations
 
 SYSTEM = [7] * 100
 ASKED = [*SYSTEM, 1, 2, 3]
@@ -12,8 +13,18 @@ SAID = [10, 11, 12, 13, 14, 15]
 TOOL = [20, 21]
 
 
-def index(*finished: tuple, most: int = 64) -> Continuations:
-    held = Continuations(most)
+class Index(Continuations):
+    """One that takes token ids."""
+
+    def finished(self, program, prompt, output, space="", *, enough=ENOUGH):
+        super().finished(program, Prompt(prompt, space), output, enough=enough)
+
+    def continued(self, prompt, space=""):
+        return super().continued(Prompt(prompt, space))
+
+
+def index(*finished: tuple, most: int = 64) -> Index:
+    held = Index(most)
     for each in finished:
         held.finished(*each)
     return held
@@ -117,7 +128,7 @@ def test_twins_with_the_same_output_are_told_apart_once_one_has_gone_on():
 
 
 def test_a_program_that_repeats_an_earlier_one_is_not_taken_for_it():
-    held = Continuations()
+    held = Index()
     paths = [ASKED, ASKED + SAID + TOOL, ASKED + 2 * (SAID + TOOL)]
     for program in ("first", "second", "third"):
         for number, prompt in enumerate(paths):
@@ -179,6 +190,14 @@ def test_arrays_and_lists_of_tokens_are_alike():
     assert held.continued(array("q", [8, *ASKED, *SAID, *TOOL])) == "b"
 
 
+def test_beginnings_can_be_asked_for_in_any_order():
+    tokens = list(range(5 * BLOCK))
+    one, other = Prompt(tokens), Prompt(tokens)
+    up, down = [one.digest(blocks) for blocks in range(6)], [other.digest(blocks) for blocks in range(5, -1, -1)]
+    assert up == down[::-1] == [Prompt(tokens[: blocks * BLOCK]).digest(blocks) for blocks in range(6)]
+    assert len(set(up)) == 6
+
+
 class Plainly:
     """The same rules over everything there is, with no digest, no order and no bound."""
 
@@ -226,7 +245,7 @@ spaces = st.sampled_from(["", "tenant"])
 @settings(deadline=None)
 @given(st.lists(st.tuples(st.sampled_from("abc"), prompts, tokens, spaces), max_size=25), st.data())
 def test_it_answers_as_if_it_compared_every_token(finished, data):
-    held, plainly = Continuations(), Plainly()
+    held, plainly = Index(), Plainly()
     for each in finished:
         held.finished(*each)
         if each[2]:
@@ -249,7 +268,7 @@ turns = st.lists(st.tuples(st.integers(0, 19), tokens, tokens), max_size=60)  # 
 @given(agents, turns, st.integers(1, 30))
 def test_agents_whose_outputs_differ_at_once_are_never_merged(agents, turns, most):
     """Their prompts begin alike, are short, and share an alphabet of two; nothing but outputs tells them apart."""
-    held, again = Continuations(most), Continuations(most)
+    held, again = Index(most), Index(most)
     prompts = [[0] * shared + own for shared, own, _ in agents]
     owners: dict[str, int] = {}  # of the programs that the index knows
     for turn, (number, more, answer) in enumerate(turns):

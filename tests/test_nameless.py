@@ -1,5 +1,7 @@
 """Programs that no client named, events about tools, and programs of different keys, in the table."""
 
+import pytest
+
 from astraea_sglang.hints import Hints
 from astraea_sglang.program import State
 from tests.builders import arrive, table
@@ -17,7 +19,7 @@ def ask(t, rid: str, prompt: list[int], space: str = SPACE, **hints):
 def answer(t, segment, prompt: list[int], output: list[int], tools=None) -> list[int]:
     t.advance(t.now + 1)
     t.serve(segment, len(output))
-    t.finish(segment, prompt=prompt, output=output, tools=tools)
+    t.finish(segment, output=output, tools=tools)
     return [*prompt, *output]
 
 
@@ -205,6 +207,22 @@ def test_a_program_that_is_offered_no_tools_in_the_end_has_answered():
     _, path = turn(t, "r1", SYSTEM, OUT, tools=("search",))
     turn(t, "r2", [*path, 1], OUT)
     assert [over.why for over in t.finished] == ["answered"]
+
+
+@pytest.mark.parametrize("tool", ["final_answer", "final_result"])
+def test_a_call_that_only_hands_over_the_answer_is_the_answer(tool):
+    t = table()
+    _, path = turn(t, "r1", SYSTEM, OUT, tools=("search",))
+    turn(t, "r2", [*path, 1], OUT, tools=(tool,))
+    assert [(over.why, over.tools) for over in t.finished] == [("answered", ["search"])]
+    third = ask(t, "r3", [*path, 1, *OWN_WORDS])  # the answer was refused, or the user goes on
+    assert third.program.id == "r1" and third.program.segments == 3
+
+
+def test_an_answer_beside_another_call_ends_nothing():
+    t = table()
+    first, _ = turn(t, "r1", SYSTEM, OUT, tools=("final_answer", "search"))
+    assert first.program.state is State.TOOL_WAIT
 
 
 def test_a_rid_that_a_client_chose_names_nobody_elses_program():

@@ -17,6 +17,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
+from astraea_sglang.beginnings import Prompt
 from astraea_sglang.bench import workloads
 from astraea_sglang.bench.crowd import Crowd
 from astraea_sglang.bench.plans import ProgramPlan, SegmentPlan, Shared
@@ -151,7 +152,7 @@ def _replayed(workload: str, case: str, seed: int, hard: Hard, plans: Sequence[P
     """Every segment comes when its program's tool is done, and takes its own time; nobody waits."""
     known, crowd = Continuations(hard.most), Crowd(plans)
     owners: dict[str, int] = {}  # of the programs that the engine sees: each begins with a request that is nobody's
-    ends: list[tuple[float, int, int, str, Turn]] = []
+    ends: list[tuple[float, int, int, str, tuple[Prompt, Sequence[int]]]] = []
     requests = follow_ups = claimed = right = 0
     while ends or crowd.next_due is not None:
         due = crowd.next_due
@@ -163,8 +164,9 @@ def _replayed(workload: str, case: str, seed: int, hard: Hard, plans: Sequence[P
             crowd.ended(number, segment, now)
             continue
         for now, number, segment in crowd.due(due or 0.0):
-            turn = talk(number, segment)
-            found = known.continued(turn[0])
+            ids, output = talk(number, segment)
+            prompt = Prompt(ids)
+            found = known.continued(prompt)
             requests += 1
             follow_ups += segment > 0
             claimed += found is not None
@@ -173,7 +175,7 @@ def _replayed(workload: str, case: str, seed: int, hard: Hard, plans: Sequence[P
             owners.setdefault(program, number)
             step = plans[number].segments[segment]
             end = now + PREFILL_S * step.new_prompt + DECODE_S * step.output
-            heapq.heappush(ends, (end, number, segment, program, turn))
+            heapq.heappush(ends, (end, number, segment, program, (prompt, output)))
     return Row(workload, case, seed, requests, follow_ups, claimed, right, known.counts["ambiguous"])
 
 
