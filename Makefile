@@ -64,7 +64,7 @@ test: $(CLIENTS)  ## everything, the real server and real clients included
 	$(BIN)/python -m pytest
 
 test-fast: $(READY)  ## what needs no server: under a minute
-	$(BIN)/python -m pytest -m "not server"
+	$(BIN)/python -m pytest -m "not server" -n auto
 
 lint: $(READY)  ## ruff and pyright
 	$(BIN)/ruff check .

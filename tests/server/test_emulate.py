@@ -29,7 +29,7 @@ from astraea_sglang.serving import Server
 pytestmark = pytest.mark.server
 H200 = "h200-llama3.1-8b"
 SLOWER = 3.0
-SIZE: dict[str, Any] = {"pool_tokens": 60_000, "max_running": 20}
+SIZE: dict[str, Any] = {"pool_tokens": 60_000, "max_running": 12}
 QUICK_TOOLS = ("math", "qa", "ve")
 MOST_SEGMENTS = 15
 
