@@ -8,7 +8,7 @@ space := $() $()
 .PHONY: help setup demo examples bench bench-full bench-levers bench-retention bench-core test test-fast lint clean
 
 help:  ## show this list
-	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 17
 
 setup: $(READY)  ## virtual environment, SGLang, this package, the model (once; about 10 GB)
 
@@ -33,21 +33,27 @@ demo: $(READY)  ## a fleet of tool-using agents under SGLang's default policy an
 
 BENCH := $(BIN)/astraea bench --workload infercept,mixed,coding
 HEADLINE := fcfs,lpm,hrrn,mlfq,continuum,progress-ttl,astraea
-OTHERS := hrrn-corrected,dfs-weight,plas,infercept,fcfs:session-radix=on,oracle,unloaded
+OTHERS := hrrn-corrected,dfs-weight,plas,infercept,fcfs:session-radix=on,oracle
+FEW := fcfs,lpm,hrrn,astraea
+HOST := fcfs:host=4,lpm:host=4,astraea:host=4
 
-bench: $(READY)  ## seven policies at 0.8 and 1.3 x the knee, on SGLang's scheduler in virtual time, no GPU (50 minutes on 2 cores)
+bench: $(READY)  ## seven policies at 0.8 and 1.3 x the knee, on SGLang's scheduler in virtual time, no GPU (25 minutes on 2 cores)
 	$(BENCH) --load 0.8,1.3 --policies $(HEADLINE) --out report
 
-FULL := $(BENCH) --seeds 1,2,3 --out report/full
-bench-full: $(READY)  ## the whole grid: loads, seeds, every baseline, host pools, mixed chunks, bursts, full size (a day; goes on where it stopped)
-	$(FULL) --load 1.3,1.6 --policies $(HEADLINE),$(OTHERS)
-	$(FULL) --load 0.5,0.8,1.0,1.45,1.8 --policies $(HEADLINE)
-	$(FULL) --load 1.3,1.6 --mixed-chunk --policies $(HEADLINE),$(OTHERS)
-	$(FULL) --load 1.6,2.2 --policies fcfs:host=4,lpm:host=4,astraea:host=4
-	$(FULL) --load 0.8 --arrivals gamma:3 --policies $(HEADLINE)
-	$(FULL) --arrivals closed:48 --policies $(HEADLINE)
-	$(BIN)/astraea bench --workload forks,bfcl --load 0.8,1.3 --seeds 1,2,3 --policies $(HEADLINE) --out report/full
-	$(BIN)/astraea bench --workload coding-full,mixed-full --load 1.3 --policies fcfs,lpm,hrrn,astraea --out report/full
+FULL := $(BENCH) --out report/full
+bench-full: $(READY)  ## the whole grid: loads, seeds, every baseline, host pools, mixed chunks, bursts, full size (hours; goes on where it stopped)
+	$(FULL) --load 1.3,1.6 --seeds 1,2,3 --policies $(HEADLINE),oracle
+	$(FULL) --load 0.8 --seeds 1,2,3 --policies $(FEW)
+	$(FULL) --load 1.3 --policies $(OTHERS),unloaded,$(HOST)
+	$(FULL) --load 1.3 --mixed-chunk --policies $(HEADLINE),$(OTHERS)
+	$(FULL) --load 1.3 --mixed-chunk --seeds 2,3 --policies fcfs,astraea
+	$(FULL) --load 1.6 --mixed-chunk --policies fcfs,astraea
+	$(FULL) --load 0.5,0.8,1.0 --policies $(FEW)
+	$(FULL) --load 0.8 --arrivals gamma:3 --policies $(FEW)
+	$(FULL) --arrivals closed:48 --policies $(FEW)
+	$(FULL) --load 1.45,1.8 --seeds 1,2,3 --policies astraea
+	$(BIN)/astraea bench --workload forks,bfcl --load 0.8,1.3 --policies $(FEW) --out report/full
+	$(BIN)/astraea bench --workload coding-full,mixed-full --load 1.3 --policies $(FEW) --out report/full
 
 LEVERS := fcfs,lpm,hrrn,mlfq,astraea,astraea:admission=none,astraea:fcfs,astraea:prediction=off,astraea:prediction=declared,hints=declared,astraea:hints=declared,oracle
 bench-levers: $(READY)  ## gate and order alone and together, prediction off to oracle, three seeds (40 minutes on 2 cores)

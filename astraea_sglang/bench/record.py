@@ -14,6 +14,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mutabl
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote
 
 import httpx
 from rich.console import Console
@@ -145,7 +146,7 @@ class Proxy:
                 await forward
 
     async def _forward(self, scope: Message, body: bytes, came: float, send: Send) -> None:
-        number, usages = None, []
+        number, usages, id, program = None, [], None, None
         if scope["method"] == "POST" and scope["path"].rstrip("/") in ROUTES:
             headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]}
             number = self._recording.begun(caller(headers, _parsed(body)), came)
@@ -165,10 +166,11 @@ class Proxy:
                         tally.feed(data)
             finally:
                 usages: list[Usage] = tally.usages() if answer.is_success else []
+                id, program = tally.id, unquote(answer.headers.get("x-astraea-program", "")) or None
                 await answer.aclose()
         finally:
             if number is not None:
-                self._recording.ended(number, self._clock(), usages)
+                self._recording.ended(number, self._clock(), usages, id=id, program=program)
 
     def _request(self, scope: Message, body: bytes) -> httpx.Request:
         query = b"?" + scope["query_string"] if scope["query_string"] else b""

@@ -77,6 +77,7 @@ class Tally:
     def __init__(self, streamed: bool, body_length: int) -> None:
         self._streamed, self._guess = streamed, max(1, body_length // CHARACTERS)
         self._rest = b""
+        self.id: str | None = None  # what the server calls the request
         self._told: dict[int, dict[str, int]] = {}
         self._chunks = 0
 
@@ -119,6 +120,9 @@ class Tally:
                 self._chunks += _has_content(one)
 
     def _absorb(self, index: int, chunk: dict[str, Any]) -> None:
+        meta = chunk.get("meta_info")
+        id = (meta if isinstance(meta, dict) else chunk).get("id")
+        self.id = self.id or (id if isinstance(id, str) else None)
         for holder in (chunk, chunk.get("message"), chunk.get("response")):
             for key in ("meta_info", "usage"):
                 told = holder.get(key) if isinstance(holder, dict) else None
@@ -164,6 +168,7 @@ class _Call:
     begun: float
     ended: float = 0.0
     usages: list[Usage] = field(default_factory=list)
+    id: str | None = None  # the server's
 
 
 class Recording:
@@ -178,10 +183,18 @@ class Recording:
         self._calls.append(_Call(len(self._calls), caller, now))
         return len(self._calls) - 1
 
-    def ended(self, number: int, now: float, usages: Sequence[Usage]) -> None:
-        """The last byte of its answer went out, or none will: `usages` is empty when nothing was generated."""
+    def ended(
+        self, number: int, now: float, usages: Sequence[Usage], *, id: str | None = None, program: str | None = None
+    ) -> None:
+        """The last byte of its answer went out, or none will: `usages` is empty when nothing was generated.
+
+        The server calls the request `id`; one that names no program continues `program`, as the server found: the id
+        of that program's first request.
+        """
         call = self._calls[number]
-        call.ended, call.usages = now, list(usages)
+        call.ended, call.usages, call.id = now, list(usages), id
+        if call.caller.program is None:
+            call.caller = call.caller._replace(program=program)
         self.empty += not usages
 
     def recorded(self, *, trees: bool) -> Recorded:
@@ -205,7 +218,7 @@ def _chains(calls: Sequence[_Call], notes: Counter[str]) -> dict[str, list[_Call
     chains: dict[str, list[_Call]] = {}
     for call in calls:
         notes["without token counts"] += any(usage.estimated for usage in call.usages)
-        id = call.caller.program or f"request-{call.number}"
+        id = call.caller.program or call.id or f"request-{call.number}"
         alone = f"{id[: ID_LENGTH - 24]}+{call.number}"
         if len(call.usages) > 1:
             notes["batches"] += 1

@@ -23,7 +23,7 @@ class Workload:
     programs: int  # how many make a run long enough to show what a policy does
     pool_tokens: int  # KV pool of the engine
     max_running: int  # requests in one batch
-    knee: float  # programs per second at which SGLang's fcfs begins to thrash on this engine: load 1.0, see knees.json
+    knee: float  # programs per second at which SGLang's fcfs begins to thrash on this engine: load 1.0
 
 
 class _ToolUser(NamedTuple):

@@ -157,6 +157,18 @@ def test_a_programs_requests_become_its_segments_and_the_time_between_them_its_t
     ]
 
 
+def test_requests_that_name_no_program_are_chained_as_the_server_found_them():
+    recording = Recording()
+    first = recording.begun(Caller(None), 0)
+    recording.ended(first, 1, [Usage(100, 10)], id="r1")
+    call(recording, 1.5, 2, None)
+    second = recording.begun(Caller(None), 3)
+    recording.ended(second, 4, [Usage(120, 10)], id="r2", program="r1")
+    named = recording.begun(Caller("p"), 5)
+    recording.ended(named, 6, [Usage(1, 1)], id="r3", program="other")
+    assert {id: len(plan.segments) for id, plan in plans(recording).items()} == {"r1": 2, "request-1": 1, "p": 1}
+
+
 def test_a_shorter_prompt_keeps_nothing_unless_the_server_says_so_and_never_all():
     recording = Recording()
     for usage in (Usage(100, 10), Usage(90, 10), Usage(80, 10, cached=80)):
@@ -256,6 +268,11 @@ async def _stream(request: Request) -> Response:
     return StreamingResponse(chunks(), media_type="text/event-stream")
 
 
+async def _found(request: Request) -> Response:
+    headers = {"x-astraea-program": "a%20b", "x-astraea-identity": "prompt"}
+    return JSONResponse({"id": "cmpl-2", **ANSWERS["chat"]}, headers=headers)
+
+
 async def _refused(request: Request) -> Response:
     return JSONResponse({"error": "busy", **ANSWERS["messages"]}, 429, headers={"retry-after": "3"})
 
@@ -268,6 +285,7 @@ STAND_IN = Starlette(
     routes=[
         Route("/v1/chat/completions", _chat, methods=["POST"]),
         Route("/generate", _stream, methods=["POST"]),
+        Route("/v1/completions", _found, methods=["POST"]),
         Route("/v1/messages", _refused, methods=["POST"]),
         Route("/echo/{rest:path}", _echo),
     ]
@@ -302,6 +320,16 @@ def test_answers_pass_byte_for_byte_and_are_recorded():
     done = recording.recorded(trees=False)
     assert [(s.new_prompt, s.output, s.tool_s) for s in done.plans[0].segments] == [(90, 7, 1.0), (26, 7, 0.0)]
     assert len(done.plans) == 1 and done.notes == {"failed or empty": 1}
+
+
+def test_a_program_that_only_the_server_knows_is_read_from_its_answer():
+    async def talk(recording: Recording) -> None:
+        async with through(recording) as client:
+            await client.post("/v1/completions", json={})
+
+    recording = Recording()
+    asyncio.run(talk(recording))
+    assert list(plans(recording)) == ["a b"]
 
 
 def test_headers_pass_but_for_those_of_the_connection():
