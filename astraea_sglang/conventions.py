@@ -104,8 +104,8 @@ def together(hints: Hints, told: Hints) -> Hints:
 
 def owner(headers: Mapping[str, str]) -> str:
     """Whose request is it? A digest of its API key, or keys, "" without one. No key can be found from it."""
-    keys = {headers.get(name, "").strip() for name in KEY_HEADERS}
-    keys = {key[7:].strip() if key[:7].lower() == "bearer " else key for key in keys} - {""}
+    given = [value.strip() for name in KEY_HEADERS if (value := headers.get(name))]
+    keys = {key[7:].strip() if key[:7].lower() == "bearer " else key for key in given} - {""}
     if not keys:
         return ""
     return hashlib.blake2b("\0".join(sorted(keys)).encode(errors="replace"), digest_size=16).hexdigest()

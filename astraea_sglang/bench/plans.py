@@ -72,11 +72,6 @@ def families(plans: Sequence[ProgramPlan]) -> list[list[ProgramPlan]]:
     return list(found.values())
 
 
-def longest_prompt(plans: Sequence[ProgramPlan]) -> int:
-    """How many tokens does the longest request take, with the output it declares? What a context must hold."""
-    return max((max(plan.prompts()) + plan.max_new_tokens for plan in plans), default=0)
-
-
 def busy(intervals: Sequence[tuple[float, float]]) -> float:
     """For how many seconds does at least one of `intervals` (from, to) last?"""
     seconds, end = 0.0, -math.inf
