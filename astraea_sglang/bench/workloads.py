@@ -56,8 +56,8 @@ WORKLOADS = {
     "coding": Workload({"coding": 1.0}, 150, 150_000, 96, 0.065),
     "mixed": Workload(_MIXED, 400, 150_000, 96, 1.04),
     "small": Workload({name: 1 / 3 for name in ("math", "qa", "ve")}, 60, 12_000, 16, 0.53),
-    "forks": Workload({"research": 1.0}, 150, 60_000, 64, 1.0),
-    "bfcl": Workload({}, 400, 20_000, 64, 1.0),
+    "forks": Workload({"research": 1.0}, 150, 60_000, 64, 0.31),
+    "bfcl": Workload({}, 400, 20_000, 64, 20.0),
     "coding-full": Workload({"coding": 1.0}, 250, 300_000, 256, 0.12),
     "mixed-full": Workload(_MIXED, 1000, 300_000, 256, 1.26),
 }
