@@ -58,7 +58,7 @@ class Continuations:
         return len(self._ends) + len(self._passed)
 
     def finished(self, program: str, prompt: Prompt, output: Sequence[int], *, enough: int = ENOUGH) -> None:
-        """A segment of `program` is over, `output` in token ids. Without one there is nothing to recognise it by.
+        """A segment of `program` is over, `output` in token ids: nothing recognises one that is empty.
 
         With `enough` tokens of its output, or all of a shorter one, has a prompt to go on that continues it.
 

@@ -218,7 +218,8 @@ def _chains(calls: Sequence[_Call], notes: Counter[str]) -> dict[str, list[_Call
     chains: dict[str, list[_Call]] = {}
     for call in calls:
         notes["without token counts"] += any(usage.estimated for usage in call.usages)
-        id = call.caller.program or call.id or f"request-{call.number}"
+        own = call.id if call.id not in chains else None  # there are servers that call all requests alike
+        id = call.caller.program or own or f"request-{call.number}"
         alone = f"{id[: ID_LENGTH - 24]}+{call.number}"
         if len(call.usages) > 1:
             notes["batches"] += 1

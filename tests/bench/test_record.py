@@ -169,6 +169,13 @@ def test_requests_that_name_no_program_are_chained_as_the_server_found_them():
     assert {id: len(plan.segments) for id, plan in plans(recording).items()} == {"r1": 2, "request-1": 1, "p": 1}
 
 
+def test_a_server_that_calls_all_requests_alike_chains_none():
+    recording = Recording()
+    for begun in range(3):
+        recording.ended(recording.begun(Caller(None), begun), begun + 0.5, [Usage(100, 10)], id="same")
+    assert [len(plan.segments) for plan in plans(recording).values()] == [1, 1, 1]
+
+
 def test_a_shorter_prompt_keeps_nothing_unless_the_server_says_so_and_never_all():
     recording = Recording()
     for usage in (Usage(100, 10), Usage(90, 10), Usage(80, 10, cached=80)):
