@@ -126,7 +126,7 @@ class _Group:
     """Paths with the same blocks, by the beginnings of their tails that must agree."""
 
     def __init__(self) -> None:
-        self.lengths: Counter[int] = Counter()  # how many paths need so many bytes
+        self.lengths: dict[int, int] = {}  # how many paths need so many bytes
         self.tails: dict[bytes, list[_Path]] = {}  # sorted: those that agree longest with a prompt are neighbours
 
 
@@ -148,8 +148,10 @@ class _Paths:
 
     def add(self, number: int, path: _Path) -> None:
         self._paths[number] = path
-        group = self._groups.setdefault(path.digest, _Group())
-        group.lengths[path.least] += 1
+        group = self._groups.get(path.digest)
+        if group is None:
+            group = self._groups[path.digest] = _Group()
+        group.lengths[path.least] = group.lengths.get(path.least, 0) + 1
         insort(group.tails.setdefault(path.tail[: path.least], []), path, key=_tail)
 
     def remove(self, number: int) -> None:
@@ -191,6 +193,8 @@ class _Paths:
 
 def _nearest(paths: Sequence[_Path], tail: bytes) -> tuple[int, set[str]]:
     """How many tokens of `tail` does a path have at most, and whose do? Of more than two, two. Paths are sorted."""
+    if len(paths) == 1:
+        return _agreed(paths[0].tail, tail), {paths[0].program}
     at = bisect_left(paths, tail, key=_tail)
     agreed = max(_agreed(path.tail, tail) for path in paths[max(0, at - 1) : at + 1])
     start, owners = tail[: agreed * WIDTH], set()
@@ -210,6 +214,8 @@ def _around(paths: Sequence[_Path], at: int, start: bytes) -> Iterator[_Path]:
 
 def _agreed(one: bytes, other: bytes) -> int:
     """With how many tokens do both begin?"""
+    if other.startswith(one):
+        return len(one) // WIDTH
     length = min(len(one), len(other))
     differ = int.from_bytes(one[:length], "big") ^ int.from_bytes(other[:length], "big")
     return (length - (differ.bit_length() + 7) // 8) // WIDTH

@@ -64,9 +64,12 @@ def read(headers: Mapping[str, str], body: object) -> Hints:
     program, how = _identity(headers, told, ignored)
     parent = _parent(headers, told, ignored)
     program, how, parent = _claude_code(headers, program, how, parent, ignored)
-    payload, taken = _advice(told, ignored)
-    step = _name(told, STEP, ignored)
-    advice = parse(payload) if payload else NOTHING
+    advice, step = NOTHING, None
+    if "nvext" in told or "agent_hints" in told:
+        payload, taken = _advice(told, ignored)
+        advice = parse(payload) if payload else NOTHING
+        step = _name(told, STEP, ignored)
+        ignored.extend(_unread(told, taken))
     return Hints(
         program_id=program,
         parent_id=parent,
@@ -77,7 +80,7 @@ def read(headers: Mapping[str, str], body: object) -> Hints:
         node=step,
         final=headers.get("x-dynamo-session-final", "").strip().lower() == "true",
         identity=how,
-        ignored=tuple([*ignored, *_unread(told, taken)][:MOST_IGNORED]),
+        ignored=tuple(ignored[:MOST_IGNORED]),
         clipped=advice.clipped,
     )
 
@@ -173,7 +176,7 @@ def _claude_code(
 def _advice(body: dict[Any, Any], ignored: list[str]) -> tuple[dict[str, Any], set[tuple[str, ...]]]:
     """The hints in it, each tried alone: one that is malformed is ignored."""
     payload, taken = {}, {*LAST, STEP}
-    for path, key in ADVICE.items() if "nvext" in body or "agent_hints" in body else ():
+    for path, key in ADVICE.items():
         if (value := _at(body, path)) is None:
             continue
         taken.add(path)

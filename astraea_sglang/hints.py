@@ -71,8 +71,11 @@ KEYS = {
 }  # fmt: skip
 
 
-def parse(payload: object) -> Hints:
-    """What does a payload say? Raises HintError naming the first malformed field; unknown keys are listed."""
+def parse(payload: object, **ours: Any) -> Hints:
+    """What does a payload say? Raises HintError naming the first malformed field; unknown keys are listed.
+
+    `ours` are those fields of the hints that no client says.
+    """
     payload = decoded(payload)
     duration_ms, clipped_ms = _number(payload, "expected_tool_duration_ms", MAX_DURATION_MS)
     segment, clipped_segment = _number(payload, "segment", MAX_SEGMENT, whole=True)
@@ -101,6 +104,7 @@ def parse(payload: object) -> Hints:
             *(parsed.ignored if parsed else ()),
         ),
         clipped=clipped_ms + clipped_segment + clipped_osl + clipped_priority + (parsed.clipped if parsed else ()),
+        **ours,
     )
 
 

@@ -111,8 +111,13 @@ class _Class:
             new += count * (after.new + rest.new)
             output += count * (after.output + rest.output)
         total = outcomes + weight or 1.0
-        before, node.rest = node.rest, Rest(*(min(part / total, MOST) for part in (segments, new, output)))
-        return before is None or any(abs(new - old) > 0.01 * new for new, old in zip(node.rest, before, strict=True))
+        before = node.rest
+        now = node.rest = Rest(min(segments / total, MOST), min(new / total, MOST), min(output / total, MOST))
+        return before is None or (
+            abs(now.segments - before.segments) > 0.01 * now.segments
+            or abs(now.new - before.new) > 0.01 * now.new
+            or abs(now.output - before.output) > 0.01 * now.output
+        )
 
 
 class History:
@@ -173,7 +178,11 @@ class History:
         elif here.rest is None:
             chain.back_up(here)
         learned, seen = here.rest or END, here.outcomes
-        return Rest(*(min(_pulled(part, seen, own), MOST) for part, own in zip(learned, prior, strict=True)))
+        return Rest(
+            min(_pulled(learned.segments, seen, prior.segments), MOST),
+            min(_pulled(learned.new, seen, prior.new), MOST),
+            min(_pulled(learned.output, seen, prior.output), MOST),
+        )
 
     def dump(self) -> dict[str, Any]:
         """What was learned of the classes seen last, MAX_DUMPED nodes in all, JSON-ready: what `load` reads back."""

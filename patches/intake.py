@@ -4,7 +4,6 @@ import os
 import time
 from collections import Counter
 from collections.abc import Container, Mapping
-from dataclasses import replace
 from itertools import islice
 from typing import Any, NamedTuple
 
@@ -22,6 +21,7 @@ from astraea_sglang.patches.args import POLICY
 ACTION = "astraea.program"
 ARRIVED = "arrived"  # our own key beside the client's: monotonic seconds of the host that rank 0 runs on, too
 TENANT = "tenant"  # also our own: the value of the header that the server's operator named
+TENANT_HEADER = variable("tenant_header")
 OWNER, IDENTITY, TOOLS, FORCED, PARSER = "owner", "identity", "tools", "forced", "parser"  # and these, see Hints
 counts: Counter[str] = Counter()
 
@@ -82,7 +82,7 @@ def hints_of(req: Any, structures: Container[str]) -> tuple[Hints, float, str]:
         "forced": told.get(FORCED, False),
         "parser": told.get(PARSER, ""),
     }
-    hints = Hints(**ours) if KEYS.isdisjoint(told) else replace(parse(told), **ours)
+    hints = Hints(**ours) if KEYS.isdisjoint(told) else parse(told, **ours)
     return hints, told[ARRIVED], told.get(TENANT, "")
 
 
@@ -118,7 +118,7 @@ class _Told(NamedTuple):
 def _ours(manager: Any, headers: Mapping[str, str], body: object) -> dict[str, Any]:
     """What no client may say itself: when the request came, from whom, and which tools its model may call."""
     offer = conventions.offer(body)
-    tenant = headers.get(os.environ.get(variable("tenant_header")) or "", "")
+    tenant = headers.get(os.environ.get(TENANT_HEADER) or "", "")
     told = {TENANT: tenant[:ID_LENGTH], OWNER: conventions.owner(headers)}
     if offer.tools:
         told |= {TOOLS: list(offer.tools), FORCED: offer.forced, PARSER: manager.config_value("tool_call_parser")}
